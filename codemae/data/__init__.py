@@ -1,0 +1,1 @@
+"""From an index of images to batches of crops."""
