@@ -1,0 +1,1 @@
+"""How each layout of files on disk becomes rows of an index."""
