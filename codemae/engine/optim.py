@@ -1,0 +1,26 @@
+"""Optimizers by name."""
+
+from typing import Any
+
+import torch
+from timm.optim import Adan, Lars, param_groups_weight_decay
+from torch import nn
+
+from codemae.engine.settings import OptimConfig
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over all trainable parameters; those of one dimension have no weight decay."""
+    groups = param_groups_weight_decay(module, config.weight_decay)
+    if config.name == "lars":
+        return Lars(groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
+    betas: Any = tuple(config.betas)
+    if config.name == "adan":
+        return Adan(groups, lr=0.0, betas=betas, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=config.weight_decay, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# One GPU: hivit_small, 256 pairs a step by default.
+# Usage: bash pretrain/scripts/train_1gpu.sh INDEX_DIR[,INDEX_DIR...] [OUTPUT_DIR] [--key value ...]
+# The same command resumes a run that was stopped.
+set -euo pipefail
+if [ $# -lt 1 ]; then sed -n '2,4s/^# //p' "$0" >&2; exit 2; fi
+index=$1
+output=${2:-runs/codemae_hivit_small_1gpu}
+shift $(( $# < 2 ? $# : 2 ))
+cd "$(dirname "$0")/../.."
+exec "${PYTHON:-python}" pretrain/main.py --config pretrain/configs/codemae_hivit_small_1gpu.yaml \
+  --data.index "$index" --output_dir "$output" "$@"

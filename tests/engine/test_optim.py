@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+
+from codemae.engine.optim import build_optimizer, set_learning_rate
+from codemae.engine.settings import OptimConfig
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False))
+
+
+CONFIGS = [
+    OptimConfig(name="adamw", weight_decay=0.1),
+    OptimConfig(name="lars", weight_decay=0.1),
+    OptimConfig(name="adan", weight_decay=0.1, betas=[0.98, 0.92, 0.99]),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_only_parameters_of_two_dimensions_decay(config):
+    module = net()
+    optimizer = build_optimizer(module, config)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(module.parameters()))
+    for parameter in module.parameters():
+        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.name != "lars"], ids=lambda c: c.name)
+def test_forty_steps_fit_a_line(config):
+    module = nn.Linear(3, 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 3, generator=generator)
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.3
+    optimizer = build_optimizer(module, config)
+    set_learning_rate(optimizer, 0.1)
+    losses = []
+    for _ in range(40):
+        loss = ((module(x) - y) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_lars_scales_each_matrix_by_its_trust_ratio_and_no_bias():
+    module = net()
+    weight, bias = module[0].weight.detach().clone(), module[0].bias.detach().clone()
+    optimizer = build_optimizer(module, OptimConfig(name="lars", weight_decay=0.1))
+    set_learning_rate(optimizer, 0.5)
+    (module(torch.tensor([[1.0, 2, 3], [0, 1, 5]])) ** 3).sum().backward()
+    gradient, bias_gradient = module[0].weight.grad.clone(), module[0].bias.grad.clone()
+    optimizer.step()
+    trust = 0.001 * weight.norm() / (gradient.norm() + 0.1 * weight.norm())
+    torch.testing.assert_close(module[0].weight, weight - 0.5 * trust * (gradient + 0.1 * weight))
+    torch.testing.assert_close(module[0].bias, bias - 0.5 * bias_gradient)
+
+
+def test_adamw_matches_its_formula_written_out():
+    module = net()
+    weight = module[0].weight.detach().clone().double()
+    bias = module[0].bias.detach().clone().double()
+    config = OptimConfig(name="adamw", betas=[0.9, 0.95], weight_decay=0.05)
+    optimizer = build_optimizer(module, config)
+    moments = {"w": [0.0, 0.0], "b": [0.0, 0.0]}
+    for t in range(1, 4):
+        set_learning_rate(optimizer, 0.01 * t)
+        optimizer.zero_grad()
+        (module(torch.ones(2, 3) * t) ** 2).sum().backward()
+        gradients = {"w": module[0].weight.grad.double(), "b": module[0].bias.grad.double()}
+        optimizer.step()
+        for key, decay in (("w", 0.05), ("b", 0.0)):
+            m, v = moments[key]
+            m = 0.9 * m + 0.1 * gradients[key]
+            v = 0.95 * v + 0.05 * gradients[key] ** 2
+            moments[key] = [m, v]
+            move = 0.01 * t * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)) ** 0.5 + 1e-8)
+            if key == "w":
+                weight = weight * (1 - 0.01 * t * decay) - move
+            else:
+                bias = bias - move
+    torch.testing.assert_close(module[0].weight.double(), weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(module[0].bias.double(), bias, rtol=1e-5, atol=1e-6)
+
+
+def test_fused_adamw_gives_the_same_bits_twice():
+    def weights() -> list[torch.Tensor]:
+        module = net()
+        optimizer = build_optimizer(module, OptimConfig())
+        set_learning_rate(optimizer, 0.01)
+        for step in range(5):
+            optimizer.zero_grad()
+            (module(torch.full((2, 3), 0.1 * step)) ** 2).sum().backward()
+            optimizer.step()
+        return [p.detach().clone() for p in module.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(), weights(), strict=True))

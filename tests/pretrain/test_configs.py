@@ -1,0 +1,108 @@
+"""Every config and script that ships runs; the presets differ where they say."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from codemae.config import build_config, diff_configs, read_yaml, to_dict
+from codemae.engine.pretraining import pretrain
+from codemae.engine.run import Run
+from codemae.engine.settings import PretrainConfig
+from codemae.methods.base import METHODS
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "pretrain" / "configs").rglob("*.yaml"))
+SCRIPTS = sorted(ROOT.glob("*/scripts/*.sh"))
+REDUCED = {
+    "method": {
+        "encoder": {"arch": "hivit_tiny", "img_size": 32, "init": ""},
+        "decoder": {"dim": 48, "depth": 1, "num_heads": 3},
+        "okd": {
+            "auxiliary_block": 1,
+            "auxiliary_depth": 1,
+            "teacher": {"name": "efficientnet_lite0", "pretrained": False, "vault": None},
+        },
+        "ccl": {"num_heads": 3},
+    },
+    "optim": {
+        "max_steps": 3,
+        "batch_per_gpu": 2,
+        "global_batch": 2,
+        "grad_accum_steps": 1,
+        "amp": "float32",
+        "compile": False,
+    },
+    "data": {"num_workers": 0},
+    "log": {"every": 1, "tensorboard": False, "sentinel_every": 0},
+    "checkpoint": {"every_epochs": None},
+    "device": "cpu",
+}
+
+
+def resolved(path: Path, **extra: object) -> PretrainConfig:
+    sources = [(path.name, {**read_yaml(path)}), ("test", extra)]
+    return build_config(PretrainConfig, sources, variants={"method": METHODS.config})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_fills_its_schema_and_runs_three_steps(
+    path: Path, toy_index: Path, tmp_path: Path, metrics
+) -> None:
+    extra = {**REDUCED, "output_dir": str(tmp_path / "run")}
+    extra["data"] = {"num_workers": 0, "index": [str(toy_index)], "split": None}
+    config = resolved(path, **extra)
+    torch.manual_seed(0)
+    pretrain(Run(config, torch.device("cpu")))
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        terms = {name: line[name] for name in ("reconstruction", "okd", "ccl", "cdr") if name in line}
+        assert line["loss"] == pytest.approx(sum(terms.values()), rel=1e-9)
+        wanted = {name for name in ("okd", "ccl", "cdr") if getattr(config.method, name).enabled}
+        assert set(terms) in ({"reconstruction", *wanted}, {"reconstruction", *(wanted & {"okd"})})
+
+
+def test_paper_and_official_differ_in_every_row_of_the_table() -> None:
+    paper, official = (
+        to_dict(resolved(ROOT / "pretrain" / "configs" / f"codemae_hivit_base_{name}.yaml", output_dir="x"))
+        for name in ("paper", "official")
+    )
+    assert {key: (a, b) for key, a, b in diff_configs(paper, official)} == {
+        "method.modality_reduction": ("sum", "mean"),
+        "method.okd.loss": ("l1", "smooth_l1"),
+        "method.okd.branches": ("encoder", "fused_and_auxiliary"),
+        "method.okd.teacher.normalize_output": (False, True),
+        "method.ccl.input": ("encoder", "decoder_embed"),
+        "method.ccl.num_heads": (1, 16),
+        "method.ccl.pre_norm": (False, True),
+        "method.ccl.output_projection": (False, True),
+        "method.ccl.gather_gradient": (True, False),
+        "method.cdr.computed_from": ("image", "standardised"),
+        "method.cdr.norm_target": (False, True),
+    }
+
+
+def test_published_learning_rate_and_batch() -> None:
+    config = resolved(ROOT / "pretrain" / "configs" / "codemae_hivit_base_paper.yaml", output_dir="x")
+    # 8 GPUs x 128 pairs x 2 images / 256 x 1.5e-4, as the paper's batch of 2048 gives.
+    images = 8 * config.optim.batch_per_gpu * 2
+    assert images == 2048
+    assert config.optim.base_lr * images / 256 == pytest.approx(1.2e-3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")
+def test_script_parses_and_names_existing_files(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    for word in script.read_text().split():
+        name = word.strip("'\"\\")
+        if name.endswith((".py", ".yaml")) and "$" not in name:
+            assert (ROOT / name).exists(), f"{script.name} names {name}, which is not there"
+
+
+def test_script_without_arguments_says_how_to_use_it() -> None:
+    for script in SCRIPTS:
+        if script.parent.parent.name == "pretrain":
+            done = subprocess.run(["bash", str(script)], capture_output=True, text=True)
+            assert done.returncode == 2 and "Usage:" in done.stderr
