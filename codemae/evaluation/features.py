@@ -1,0 +1,230 @@
+"""Frozen features of a labelled split: extracted once, kept on disk."""
+
+import hashlib
+import io
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from codemae.checkpoint import InputSpec
+from codemae.data.index import Index
+from codemae.data.labelled import LabelledImages
+from codemae.evaluation.card import joint_hash, write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureKey:
+    """Everything the features of one split depend on.
+
+    Attributes:
+        checkpoint_hash: Of the encoder.
+        rows_hash: Of the samples.
+        statistics_hash: Of the means and deviations the images are standardised by.
+        size: Side of the images in pixels.
+        modality: Which images.
+        normalisation: "dataset", or the encoder's own statistics in words.
+        version: Of this library, for the same weights in other code give other features.
+    """
+
+    checkpoint_hash: str
+    rows_hash: str
+    statistics_hash: str
+    size: int
+    modality: str
+    normalisation: str
+    version: str
+
+    def digest(self) -> str:
+        """One name for all of it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Features:
+    """Pooled features of one split.
+
+    Attributes:
+        values: (B, D) float32.
+        labels: (B,) int64 class numbers, or (B, K) float32 zeros and ones.
+    """
+
+    values: Tensor
+    labels: Tensor
+
+
+class EncoderStandardised(Dataset[tuple[Tensor, int | Tensor, int]]):
+    """Labelled images standardised by an encoder's own statistics in place of their dataset's.
+
+    A single channel becomes as many as the encoder's statistics have.
+
+    Args:
+        images: Standardised by their dataset.
+        inputs: The encoder's input contract for their modality.
+    """
+
+    def __init__(self, images: LabelledImages, inputs: InputSpec) -> None:
+        self.images = images
+        self.mean = torch.tensor(inputs.mean)[:, None, None]
+        self.std = torch.tensor(inputs.std)[:, None, None]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int | Tensor, int]:
+        """The item of ``images``, its pixels taken back to [0, 1] and standardised anew."""
+        image, label, row = self.images[item]
+        index = self.images.index
+        statistics = index.stats(index.source(row), self.images.modality).expanded(len(image))
+        mean, std = (torch.tensor(values)[:, None, None] for values in (statistics.mean, statistics.std))
+        return (image * std + mean - self.mean) / self.std, label, row
+
+
+class FeatureStore:
+    """Features of one encoder, computed at the first request and read from disk at the next.
+
+    Args:
+        encoder: With ``pooled(images, modality) -> (B, D)``.
+        checkpoint_hash: Names its weights.
+        size: Side of the square images in pixels.
+        folder: Where features are kept.
+        inputs: The encoder's own input contract by modality, to standardise images by it; by the dataset's
+            statistics when None.
+        device: Where the encoder runs.
+        batch_size: Images an encoder call.
+        num_workers: Processes that decode images.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        checkpoint_hash: str,
+        size: int,
+        folder: Path,
+        *,
+        inputs: Mapping[str, InputSpec] | None = None,
+        device: torch.device | str = "cpu",
+        batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> None:
+        self.encoder = encoder
+        self.checkpoint_hash = checkpoint_hash
+        self.size = size
+        self.folder = folder
+        self.inputs = inputs
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def features(self, index: Index, modality: str, rows: np.ndarray | None = None) -> Features:
+        """Features of the selected rows of an index that have this modality, or of the given rows."""
+        rows = index.rows_with(modality) if rows is None else rows
+        path = self.folder / f"{self._key(index, modality, rows).digest()}.npz"
+        if (stored := read_features(path)) is not None:
+            return stored
+        images = LabelledImages(index, modality, self.size, rows)
+        dataset = images if self.inputs is None else EncoderStandardised(images, self.inputs[modality])
+        loader = DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
+        features = extract_features(self.encoder, loader, modality, self.device)
+        save_features(path, features)
+        return features
+
+    def _key(self, index: Index, modality: str, rows: np.ndarray) -> FeatureKey:
+        return FeatureKey(
+            checkpoint_hash=self.checkpoint_hash,
+            rows_hash=rows_hash(index, rows),
+            statistics_hash=index.statistics_hash(),
+            size=self.size,
+            modality=modality,
+            normalisation="dataset" if self.inputs is None else repr(self.inputs[modality]),
+            version=metadata.version("codemae"),
+        )
+
+
+def rows_hash(index: Index, rows: np.ndarray) -> str:
+    """Names the samples of some rows of an index, wherever the data lies."""
+    return joint_hash([index.hash(), hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()])
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file, as ``sha256sum`` prints it."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_hash(module: nn.Module) -> str:
+    """sha256 over the names and values of a module's state, for encoders that come from no file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def extract_features(
+    encoder: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    modality: str,
+    device: torch.device,
+) -> Features:
+    """Runs an encoder over (images, labels, rows) batches and keeps the mean of its last tokens.
+
+    Args:
+        encoder: With ``pooled(images, modality) -> (B, D)``.
+        batches: Standardised images (B, C, H, W) with labels.
+        modality: Of the images.
+        device: To run on; the features come back to the CPU.
+
+    Raises:
+        ValueError: A feature is not finite.
+    """
+    encoder = encoder.to(device).eval()
+    pool = cast(Callable[[Tensor, str], Tensor], encoder.pooled)
+    values, labels = [], []
+    for images, label, rows in batches:
+        pooled = pool(images.to(device), modality).float().cpu()
+        if not pooled.isfinite().all():
+            row = int(rows[~pooled.isfinite().all(dim=1)][0])
+            raise ValueError(
+                f"the encoder's features of row {row} ({modality}) are not finite; look at that image with "
+                "`python datasets/pair_doctor.py`, or check the checkpoint with `codemae models`"
+            )
+        values.append(pooled)
+        labels.append(label)
+    return Features(values=torch.cat(values), labels=torch.cat(labels))
+
+
+def save_features(path: Path, features: Features) -> None:
+    """Writes features, completely or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, values=features.values.numpy(), labels=features.labels.numpy())
+    write_atomically(path, buffer.getvalue())
+
+
+def read_features(path: Path) -> Features | None:
+    """Reads features back; None when the file is not there or is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return Features(
+                values=torch.from_numpy(stored["values"]), labels=torch.from_numpy(stored["labels"])
+            )
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+        logger.warning("%s is damaged (%s); its features are computed again", path, error)
+        return None

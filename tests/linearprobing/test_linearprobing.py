@@ -1,0 +1,332 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codemae import checkpoint
+from codemae.config import ConfigError, build_config, read_yaml
+from codemae.data import labelled
+from codemae.data.index_file import write_index
+from codemae.data.statistics import IndexStatistics, SourceStatistics
+from codemae.evaluation.card import Card, NotComparableError, compare
+from codemae.models.factory import create_encoder, load_encoder
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "linearprobing"
+CLASSES = ("dark", "green", "striped")
+PER_CLASS = {"train": 6, "test": 4}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("linearprobing_main", FOLDER / "main.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def paint(klass: int, rng: np.random.Generator) -> np.ndarray:
+    picture = rng.integers(60, 90, (32, 32, 3))
+    if klass == 1:
+        picture[..., 1] += 120
+    if klass == 2:
+        picture[::4] += 140
+    return picture.astype(np.uint8)
+
+
+def make_index(folder: Path, *, labels: str = "one", sides: tuple[str, ...] = ("optical", "sar")) -> Path:
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for split, count in PER_CLASS.items():
+        for klass in range(3):
+            for number in range(count):
+                row: dict[str, Any] = {"source": "toy", "split": split, "group": f"{split}{klass}{number}"}
+                picture = paint(klass, rng)
+                for side in sides:
+                    path = folder / "images" / split / side / f"{klass}_{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(picture if side == "optical" else picture[..., 1]).save(path)
+                    row[side] = str(path.relative_to(folder / "images"))
+                if labels != "none":
+                    row["label"] = klass if labels == "one" else sorted({klass, number % 3})
+                rows.append(row)
+    sources = {
+        "optical": SourceStatistics(channels=3, mean=(0.3, 0.4, 0.3), std=(0.1, 0.2, 0.1)),
+        "sar": SourceStatistics(channels=1, mean=(0.4,), std=(0.2,)),
+    }
+    statistics = IndexStatistics(
+        sources={"toy": {side: sources[side] for side in sides}}, classes=CLASSES if labels != "none" else ()
+    )
+    write_index(folder / "index", rows, statistics, folder / "images")
+    return folder / "index"
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    return make_index(tmp_path / "toy")
+
+
+def words(index: Path, output: Path, *more: str, encoder: str = "random:hivit_tiny") -> list[str]:
+    named = {"encoder": encoder, "data.index": index, "output_dir": output, "size": 32, "device": "cpu"}
+    named |= {"seeds": 2, "probe.epochs": 10}
+    return [f"--{key}={value}" for key, value in named.items()] + list(more)
+
+
+def test_the_command_ends_with_the_figure_and_writes_the_card(index: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / "main.py"), *words(index, tmp_path / "out", "--shots", "3")]
+    done = subprocess.run([*command, "--modality", "optical"], capture_output=True, text=True, check=True)
+    card = Card.load(tmp_path / "out")
+    assert done.stdout.splitlines()[-1] == card.sentence()
+    assert card.values == [100.0, 100.0]  # brightness, colour and stripes: any features tell these apart
+    assert (card.protocol, card.selected_by, card.shots, card.few_shot) == ("clean", "last", 3, "per_class")
+    assert card.also["official"]["selected_by"] == "test"
+    assert card.dataset == "toy" and card.size == 32
+    assert card.versions["torch"] == metadata.version("torch")
+    assert (tmp_path / "out" / "config.yaml").exists()
+
+
+def test_two_runs_write_the_same_card(script: ModuleType, index: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        script.main(words(index, tmp_path / name, "--shots", "2", "--modality", "sar"))
+    a, b = ((tmp_path / name / "results.json").read_bytes() for name in "ab")
+    assert a == b
+
+
+def test_features_are_computed_once_and_again_when_damaged(
+    script: ModuleType, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    monkeypatch.setattr(labelled, "read_window", spy(labelled.read_window, reads))
+    first = script.main(words(index, tmp_path / "a", "--cache_dir", str(tmp_path / "cache")))
+    assert len(reads) == 30
+    second = script.main(words(index, tmp_path / "b", "--cache_dir", str(tmp_path / "cache"), "--seeds", "1"))
+    assert len(reads) == 30
+    assert second.values == pytest.approx(first.values[:1])
+
+    files = sorted((tmp_path / "cache").iterdir())
+    assert len(files) == 2
+    for file in files:
+        file.write_bytes(file.read_bytes()[:200])
+    third = script.main(words(index, tmp_path / "c", "--cache_dir", str(tmp_path / "cache")))
+    assert len(reads) == 60
+    assert third == first
+
+    script.main(words(index, tmp_path / "d", "--cache_dir", str(tmp_path / "cache"), "--init_seed", "1"))
+    assert len(reads) == 90
+
+
+def spy(function: Callable[..., Any], reads: list[str]) -> Callable[..., Any]:
+    def wrapped(location: Any, *arguments: Any) -> Any:
+        reads.append(str(location.path))
+        return function(location, *arguments)
+
+    return wrapped
+
+
+def test_nothing_of_the_test_split_is_read_before_training_ends(
+    script: ModuleType, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    open_index, train_probes = script.open_index, script.train_probes
+
+    def opened(folders: Any, split: str) -> Any:
+        events.append(f"open {split}")
+        return open_index(folders, split)
+
+    def trained(*arguments: Any) -> Any:
+        outcome = train_probes(*arguments)
+        events.append("trained")
+        return outcome
+
+    reads: list[str] = []
+    monkeypatch.setattr(labelled, "read_window", spy(labelled.read_window, reads))
+    monkeypatch.setattr(script, "open_index", opened)
+    monkeypatch.setattr(script, "train_probes", trained)
+    for picture in (index.parent / "images" / "test").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as stop:
+        script.main(words(index, tmp_path / "out"))
+    assert stop.value.code == 1
+    assert events == ["open train", "trained", "open test"]
+    assert len(reads) == 19 and all("/train/" in path for path in reads[:18]) and "/test/" in reads[18]
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_both_modalities_stand_side_by_side(script: ModuleType, index: Path, tmp_path: Path) -> None:
+    script.main(words(index, tmp_path / "out", "--modality", "both"))
+    encoder = load_encoder("random:hivit_tiny", img_size=32)
+    assert len(list((tmp_path / "out" / "features").iterdir())) == 4
+    widths = {np.load(f)["values"].shape for f in (tmp_path / "out" / "features").iterdir()}
+    assert widths == {(18, encoder.embed_dim), (12, encoder.embed_dim)}
+    store = script._feature_store(
+        script.load_config(script.ProbeConfig, words(index, tmp_path / "out", "--modality", "both")), "cpu"
+    )
+    split = script._split(store, script.open_index(index, "train"), ("optical", "sar"))
+    assert split.features.shape == (18, 2 * encoder.embed_dim)
+    halves = split.features.split(int(encoder.embed_dim), dim=1)
+    for half in halves:
+        torch.testing.assert_close(half.mean(1), torch.zeros(18), atol=1e-5, rtol=0)
+    assert not torch.equal(*halves)
+
+
+def test_lists_of_labels_are_scored_by_micro_average_precision(script: ModuleType, tmp_path: Path) -> None:
+    index = make_index(tmp_path / "toy", labels="many")
+    card = script.main(words(index, tmp_path / "out", "--shots", "2"))
+    assert card.metric == "micro_average_precision"
+    assert 30 < card.mean <= 100
+
+
+def test_official_takes_the_best_epoch_and_is_not_ranked_against_clean(
+    script: ModuleType, index: Path, tmp_path: Path
+) -> None:
+    shots = ("--shots", "1", "--few_shot", "official")
+    clean = script.main(words(index, tmp_path / "clean", *shots))
+    official = script.main(words(index, tmp_path / "official", *shots, "--protocol", "official"))
+    assert (official.protocol, official.selected_by) == ("official", "test")
+    assert official.values == clean.also["official"]["values"]
+    assert official.also["clean"]["values"] == clean.values
+    assert all(best >= last for best, last in zip(official.values, clean.values, strict=True))
+    with pytest.raises(NotComparableError, match="protocol: clean against official"):
+        compare(tmp_path / "clean", tmp_path / "official")
+
+
+def test_an_encoder_file_is_ranked_against_its_own_random_initialisation(
+    script: ModuleType, index: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    encoder = create_encoder("hivit_tiny", img_size=32)
+    spec = checkpoint.InputSpec(channels=3, mean=[0.5] * 3, std=[0.25] * 3, scaling="uint8", size=32)
+    described = checkpoint.EncoderMetadata(
+        arch="hivit_tiny",
+        arch_kwargs=encoder.arch_kwargs,
+        inputs={"optical": spec},
+        method="codemae",
+        steps=1,
+    )
+    file = tmp_path / "encoder.safetensors"
+    checkpoint.save_encoder(file, encoder, described)
+    own = script.main(words(index, tmp_path / "own", encoder=str(file)))
+    fresh = script.main(words(index, tmp_path / "fresh", encoder=f"random:{file}"))
+    named = script.main(words(index, tmp_path / "named", encoder="random:hivit_tiny"))
+    assert own.checkpoint_hash == script.file_hash(file)
+    assert fresh.checkpoint_hash == named.checkpoint_hash
+    assert fresh.values == named.values
+    assert "the figures are equal" in compare(tmp_path / "fresh", tmp_path / "named")
+    assert own.normalisation == "dataset"
+
+    script.main(words(index, tmp_path / "its_own", "--normalize", "encoder", encoder=str(file)))
+    assert Card.load(tmp_path / "its_own").normalisation == "encoder"
+    (train,) = (f for f in features(tmp_path / "its_own") if len(f["labels"]) == 18)
+    first = np.array(Image.open(index.parent / "images" / "train" / "optical" / "0_0.png"))
+    image = (torch.from_numpy(first).permute(2, 0, 1) / 255 - 0.5) / 0.25
+    expected = encoder.eval().pooled(image.unsqueeze(0).float(), "optical")
+    torch.testing.assert_close(torch.from_numpy(train["values"][:1]), expected.detach(), rtol=1e-3, atol=1e-4)
+
+
+def features(output: Path) -> list[dict[str, np.ndarray]]:
+    return [dict(np.load(file)) for file in sorted((output / "features").iterdir())]
+
+
+@pytest.mark.parametrize(
+    ("labels", "sides", "more", "message"),
+    [
+        ("one", ("optical",), ("--modality", "sar"), "no row of split"),
+        ("one", ("optical",), ("--modality", "both"), "has optical and sar"),
+        ("none", ("optical",), (), "has no label"),
+        ("one", ("optical",), ("--shots", "7"), "class 0 has only 6 training images; lower --shots"),
+        ("one", ("optical",), ("--data.test_split", "val"), "has no split 'val'"),
+        ("one", ("optical",), ("--data.test_split", "train"), "are both 'train'"),
+        ("one", ("optical",), ("--encoder", "random:hivit_tinny"), "did you mean 'hivit_tiny'"),
+        ("one", ("optical",), ("--normalize", "encoder"), "use --normalize dataset"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    script: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    labels: str,
+    sides: tuple[str, ...],
+    more: tuple[str, ...],
+    message: str,
+) -> None:
+    index = make_index(tmp_path / "toy", labels=labels, sides=sides)
+    with pytest.raises(SystemExit) as stop:
+        script.main(words(index, tmp_path / "out", *more))
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--shot", "3"), "did you mean 'shots'"),
+        (("--modality", "thermal"), "modality"),
+        (("--seeds", "0"), "at least 1"),
+        (("--probe.epochs", "0"), "at least 1"),
+    ],
+)
+def test_a_mistyped_word_ends_with_code_2(
+    script: ModuleType,
+    index: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        script.main([*words(index, tmp_path / "out"), *more])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_only_the_test_split_has_is_named(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = make_index(tmp_path / "toy")
+    split = script.Split(
+        index=script.open_index(index, "test"),
+        rows=np.arange(3),
+        features=torch.zeros(3, 2),
+        labels=torch.tensor([0, 1, 3]),
+    )
+    with pytest.raises(script.ProbeError, match="has a class 3, the training split only 0 to 2"):
+        script._check_labels(split, 3, 1)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_config_fills_the_schema(script: ModuleType, path: Path) -> None:
+    needed = {"encoder": "random:hivit_tiny", "data": {"index": "x"}, "output_dir": "out"}
+    config = build_config(script.ProbeConfig, [(str(path), read_yaml(path)), ("needed", needed)])
+    assert config.probe == script.ProbeSettings()  # all three follow the published optimisation
+    with pytest.raises(ConfigError):
+        build_config(script.ProbeConfig, [(str(path), read_yaml(path) | {"shotz": 1}), ("needed", needed)])
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "scripts").glob("*.sh")), ids=lambda path: path.stem)
+def test_each_script_is_valid_shell_and_says_its_usage(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    bare = subprocess.run(["bash", str(path)], capture_output=True, text=True)
+    assert bare.returncode == 2 and "usage" in bare.stderr
+
+
+def test_the_card_is_json_without_times(script: ModuleType, index: Path, tmp_path: Path) -> None:
+    script.main(words(index, tmp_path / "out"))
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["mean"] == pytest.approx(np.mean(content["values"]))
+    assert content["std"] == pytest.approx(np.std(content["values"], ddof=1))
+    assert not {"date", "time", "seconds"} & set(content)
