@@ -84,7 +84,7 @@ _METHOD_PREFIXES = {
 }
 # Width and blocks at strides 4, 8, 16 -> name for create_encoder.
 ARCHITECTURES: dict[tuple[int, tuple[int, int, int]], str] = {
-    (192, (1, 1, 8)): "hivit_tiny",
+    (192, (1, 1, 4)): "hivit_tiny",
     (384, (4, 4, 20)): "hivit_small",
     (512, (3, 3, 24)): "hivit_base",
     (512, (4, 4, 20)): "hivit_base20",

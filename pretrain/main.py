@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _pretrain(config: PretrainConfig, device: torch.device) -> int:
     try:
         run = Run(config, device)
-    except (ValueError, KeyError, OSError, CheckpointError) as error:
+    except (ValueError, KeyError, OSError, ImportError, CheckpointError) as error:
         return _explain(error, WRONG_INPUT)
     try:
         pretrain(run)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 _HERE = Path(__file__).parent
+_PATIENCE = 180
 
 
 def _context() -> Any:
@@ -78,7 +79,7 @@ def run_on_ranks(function: Callable[..., Any], *arguments: Any, world_size: int 
     results = []
     try:
         for rank, (_, receive) in enumerate(started):
-            assert receive.poll(60), f"rank {rank} gave no answer in 60 s"
+            assert receive.poll(_PATIENCE), f"rank {rank} gave no answer in {_PATIENCE} s"
             worked, value = pickle.loads(receive.recv_bytes())
             assert worked, f"rank {rank}:\n{value}"
             results.append(value)
@@ -101,7 +102,7 @@ class Launched:
         assert self.process.pid is not None
         return self.process.pid
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = _PATIENCE) -> int:
         """Its exit code; negative for a signal that killed it."""
         self.process.join(timeout)
         if self.process.exitcode is None:
@@ -124,6 +125,8 @@ def _run_main(
     from pretrain.main import main
 
     os.setsid()
+    # loader workers start as they do in a process of its own
+    multiprocessing.set_start_method("fork", force=True)
     toy.register()
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -133,7 +136,7 @@ def _run_main(
     sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
     os.environ.update(environment)
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(40, file=sys.stderr)
+    faulthandler.dump_traceback_later(_PATIENCE - 20, file=sys.stderr)
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, resource.RLIM_INFINITY))
     code = main(arguments)

@@ -80,7 +80,7 @@ class Index:
         if self.splits is None:
             return np.arange(self._starts[-1], dtype=np.int32)
         chosen = []
-        for part, start in zip(self._parts, self._starts, strict=False):
+        for part, start in zip(self._parts, self._starts[:-1], strict=True):
             wanted = [code for code, name in enumerate(part.splits) if name in self.splits]
             if not wanted:
                 raise IndexFileError(
@@ -231,7 +231,7 @@ class Index:
         """Source name to number of selected rows with this modality."""
         counts: dict[str, int] = {}
         rows = self.rows_with(modality)
-        for part, start in zip(self._parts, self._starts, strict=False):
+        for part, start in zip(self._parts, self._starts[:-1], strict=True):
             mine = rows[(rows >= start) & (rows < start + part.table.num_rows)] - start
             codes = part.columns["source"].to_numpy()[mine]
             for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
@@ -275,7 +275,7 @@ class Index:
     def hash(self) -> str:
         """Split hash: equal for equal selected samples in equal order, wherever the data lies."""
         digest = hashlib.sha256()
-        for part, start in zip(self._parts, self._starts, strict=False):
+        for part, start in zip(self._parts, self._starts[:-1], strict=True):
             mine = self.rows[(self.rows >= start) & (self.rows < start + part.table.num_rows)] - start
             for column in COLUMNS:
                 digest.update(column.encode())

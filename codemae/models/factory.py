@@ -24,8 +24,8 @@ def _hivit(arch: str, pyramid: bool, fpn_dim: int, **kwargs: Any) -> HiViT:
 
 @ENCODERS.register
 def hivit_tiny(pyramid: bool = True, **kwargs: Any) -> HiViT:
-    """Ours, for two CPU cores: width 192, 1 + 1 + 8 blocks, 3 heads; no published counterpart."""
-    return _hivit("hivit_tiny", pyramid, 96, embed_dim=192, depths=(1, 1, 8), num_heads=3, **kwargs)
+    """Ours, for two CPU cores: width 192, 1 + 1 + 4 blocks, 3 heads; no published counterpart."""
+    return _hivit("hivit_tiny", pyramid, 96, embed_dim=192, depths=(1, 1, 4), num_heads=3, **kwargs)
 
 
 @ENCODERS.register

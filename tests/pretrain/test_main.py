@@ -25,7 +25,7 @@ def command(*arguments: str) -> list[str]:
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
 
 
 def test_a_run_folder_holds_what_the_design_says(run_toy, toy_index, tmp_path, metrics):

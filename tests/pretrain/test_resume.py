@@ -17,7 +17,7 @@ STEPS = 90
 
 def wait_for_step(run: Launched, folder: Path, step: int) -> None:
     """Until the log holds a step, or the run ends."""
-    for _ in range(4000):
+    for _ in range(24_000):
         path = folder / "metrics.jsonl"
         if path.exists() and path.read_text().count("\n") * 3 >= step:
             return
