@@ -1,0 +1,111 @@
+"""Everything that can be said about an encoder or a run from the pairs of an index, on one page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from codemae.analysis.alignment import align
+from codemae.analysis.features import input_size
+from codemae.analysis.pairs import encode_pairs, read_pairs
+from codemae.analysis.reconstruction import PictureGrid, reconstruction_grid
+from codemae.analysis.report import Report, read_metrics
+from codemae.analysis.sections import (
+    add_alignment,
+    add_curves,
+    add_map,
+    add_reconstructions,
+    add_sentinel,
+    add_spectra,
+    pair_headline,
+)
+from codemae.analysis.spectrum import singular_spectrum
+from codemae.checkpoint import load_run_state, load_strictly
+from codemae.config import build_config, read_yaml
+from codemae.data.index import Index, open_index
+from codemae.engine.settings import PretrainConfig
+from codemae.methods.base import METHODS, Method
+from codemae.models.factory import load_encoder
+
+ENCODER_FILE = "encoder.safetensors"
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.yaml"
+
+
+def examine(
+    target: str,
+    folders: Sequence[str | Path],
+    out: Path,
+    *,
+    split: str | None = None,
+    count: int = 256,
+    size: int | None = None,
+    with_map: bool = True,
+) -> Path:
+    """Writes ``report.html`` about an encoder, or about a run with its pictures.
+
+    Args:
+        target: A run folder, or what ``load_encoder`` takes.
+        folders: Index folders with pairs.
+        out: Where to write.
+        split: One split only.
+        count: How many pairs to look at.
+        size: Side in pixels; the encoder's own when not given.
+        with_map: Whether to fit the UMAP.
+
+    Returns:
+        The page's path.
+    """
+    run = Path(target) if Path(target).is_dir() else None
+    encoder = load_encoder(run / ENCODER_FILE if run else target)
+    index = open_index(folders, split)
+    batch = read_pairs(index, count, size or input_size(encoder))
+    tokens = encode_pairs(encoder, batch)
+
+    report = Report(
+        f"What {Path(target).name} learned", f"{len(batch)} pairs of {', '.join(map(str, folders))}."
+    )
+    pooled = tokens.pooled()
+    alignment = align(tokens.optical, tokens.sar, tokens.similarity)
+    report.headline(pair_headline(pooled, alignment))
+    if run and (run / METRICS_FILE).is_file():
+        records = read_metrics(run / METRICS_FILE)
+        add_curves(report, records)
+        add_sentinel(report, records)
+    pictures = run and picture_run(run, index)
+    if pictures:
+        pictures.save(out / "reconstructions.png")
+        add_reconstructions(report, pictures)
+    add_spectra(report, {name: singular_spectrum(features) for name, features in pooled.items()})
+    add_alignment(report, {"this encoder": alignment})
+    if with_map:
+        add_map(report, pooled)
+    return report.write(out / "report.html")
+
+
+def load_method(run: Path) -> Method:
+    """The method of a run folder with the weights of its last checkpoint, in eval mode.
+
+    Raises:
+        codemae.checkpoint.CheckpointError: The folder holds no run state.
+    """
+    path = run / CONFIG_FILE
+    config = build_config(PretrainConfig, [(str(path), read_yaml(path))], variants={"method": METHODS.config})
+    method: Method = METHODS.get(config.method.name)(config.method)
+    load_strictly(method, load_run_state(run)["method"])
+    return method.eval()
+
+
+def picture_run(run: Path, index: Index, count: int = 4) -> PictureGrid | None:
+    """Reconstructions of a run's last checkpoint; None where its method reconstructs nothing.
+
+    Args:
+        run: The run folder.
+        index: Where the pairs come from.
+        count: How many pairs.
+    """
+    method = load_method(run)
+    reconstruct = getattr(method, "reconstruct", None)
+    if reconstruct is None:
+        return None
+    size = next(iter(method.views.values())).size
+    batch = read_pairs(index, count, size, num_patches=method.views.num_patches)
+    return reconstruction_grid(reconstruct(batch), count)

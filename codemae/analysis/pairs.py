@@ -1,0 +1,103 @@
+"""Whole pairs of an index as one batch, and what an encoder makes of them."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codemae.analysis.alignment import patch_similarity
+from codemae.data.batch import Batch
+from codemae.data.dataset import Draw, PairDataset
+from codemae.data.index import Index
+from codemae.data.views import View, Views
+from codemae.modality import MODALITY_NAMES
+
+
+def whole_views(size: int, num_patches: int = 0) -> Views:
+    """One view a modality that shows the whole image: no random crop, no flip."""
+    whole = {
+        name: View(modality=name, size=size, scale=(1.0, 1.0), ratio=(1.0, 1.0), horizontal_flip=0.0)
+        for name in MODALITY_NAMES
+    }
+    return Views(whole, num_patches=num_patches)
+
+
+def read_pairs(index: Index, count: int, size: int, *, num_patches: int = 0, seed: int = 0) -> Batch:
+    """Reads up to ``count`` paired samples, drawn without replacement, whole and resized to ``size``.
+
+    Args:
+        index: Where from.
+        count: How many at most.
+        size: Side in pixels.
+        num_patches: Length of each sample's mask noise, for a method that masks.
+        seed: Of the draw and of the noise.
+
+    Raises:
+        ValueError: The index holds fewer than two pairs.
+    """
+    rows = index.paired_rows
+    if len(rows) < 2:
+        raise ValueError(
+            f"looking at pairs needs at least two, but {', '.join(index.folders)} holds {len(rows)}; "
+            "prepare some with `python datasets/prepare.py pairs`"
+        )
+    chosen = np.random.default_rng(seed).permutation(rows)[:count]
+    dataset = PairDataset(index, whole_views(size, num_patches), seed=seed)
+    draws = [Draw(epoch=0, repeat=0, optical_row=int(row), sar_row=int(row), paired=True) for row in chosen]
+    return dataset.collate([dataset[draw] for draw in draws])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTokens:
+    """Tokens of both sides of pairs.
+
+    Attributes:
+        optical: (B, N, D).
+        sar: (B, N, D).
+        similarity: (B, N) structural similarity of the two images at each patch.
+    """
+
+    optical: Tensor
+    sar: Tensor
+    similarity: Tensor
+
+    def pooled(self) -> dict[str, Tensor]:
+        """Mean of the tokens (B, D), by modality."""
+        return {"optical": self.optical.mean(dim=1), "sar": self.sar.mean(dim=1)}
+
+
+@torch.inference_mode()
+def encode_pairs(encoder: nn.Module, batch: Batch, *, chunk: int = 16) -> PairTokens:
+    """Encodes both sides of each pair with the encoder in eval mode, ``chunk`` pairs at a time."""
+    training = encoder.training
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    tokens: dict[str, list[Tensor]] = {name: [] for name in MODALITY_NAMES}
+    for name in MODALITY_NAMES:
+        for images in batch.normalised(name).split(chunk):
+            tokens[name].append(encoder(images.to(device), name).float().cpu())
+    encoder.train(training)
+    optical, sar = (torch.cat(tokens[name]) for name in MODALITY_NAMES)
+    side = batch.images["optical"].shape[-1]
+    patch = side // round(optical.shape[1] ** 0.5)
+    similarity = patch_similarity(batch.unit("optical"), batch.unit("sar"), patch)
+    return PairTokens(optical=optical, sar=sar, similarity=similarity)
+
+
+def first_pairs(batch: Batch, count: int) -> Batch:
+    """The first ``count`` samples of a batch."""
+
+    def cut(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor[:count] for name, tensor in tensors.items()}
+
+    return replace(
+        batch,
+        images=cut(batch.images),
+        mean=cut(batch.mean),
+        std=cut(batch.std),
+        rows=cut(batch.rows),
+        mask_noise=batch.mask_noise[:count],
+        crops=cut(batch.crops),
+        source_sizes=cut(batch.source_sizes),
+    )
