@@ -175,17 +175,20 @@ def _disk(folder: Path) -> Check:
     return Check(name="disk", verdict="ok" if enough else "note", found=text)
 
 
-def _speed(side: int = 1024, seconds: float = 0.3) -> Check:
+def matmul_rate(dtype: torch.dtype, device: torch.device, side: int = 1024, seconds: float = 0.3) -> float:
+    """Measured GFLOP/s of square matrix products, a side of ``side``."""
+    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = left @ right
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        torch.mm(left, right, out=product)
+        count += 1
+        float(product[0, 0])
+    return 2 * side**3 * count / (time.perf_counter() - start) / 1e9
+
+
+def _speed() -> Check:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rates = []
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-        product = left @ right
-        count, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            torch.mm(left, right, out=product)
-            count += 1
-            float(product[0, 0])
-        rate = 2 * side**3 * count / (time.perf_counter() - start) / 1e9
-        rates.append(f"{rate:,.0f} GFLOP/s {str(dtype).removeprefix('torch.')}")
-    return Check(name="matrix products", verdict="ok", found=f"{' and '.join(rates)} on {device.type}")
+    rates = {dtype: matmul_rate(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    listed = " and ".join(f"{rate:,.0f} GFLOP/s {str(d).removeprefix('torch.')}" for d, rate in rates.items())
+    return Check(name="matrix products", verdict="ok", found=f"{listed} on {device.type}")

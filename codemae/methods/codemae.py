@@ -57,12 +57,13 @@ class DecoderConfig:
 
 @dataclass(kw_only=True)
 class ReconstructionConfig:
-    """L_MAE.
+    """L_MAE; like those of the other terms, ``weight`` is 1 in the paper.
 
     ``sar_target``: ``image`` (paper), ``multilook`` (box mean over ``sar_window`` px, which removes speckle
     no model can predict) or ``mgf`` (multi-scale ratio gradients, SARATR-X).
     """
 
+    weight: float = 1.0
     norm_target: bool = True
     sar_target: Literal["image", "multilook", "mgf"] = "image"
     sar_window: int = 5
@@ -81,6 +82,7 @@ class OKDConfig:
     """
 
     enabled: bool = True
+    weight: float = 1.0
     loss: DistillationKind = "l1"
     branches: Literal["encoder", "fused_and_auxiliary"] = "encoder"
     modalities: list[str] = field(default_factory=lambda: ["optical"])
@@ -100,6 +102,7 @@ class CCLConfig:
     """
 
     enabled: bool = True
+    weight: float = 1.0
     input: Literal["encoder", "decoder_embed"] = "encoder"
     space: ContrastiveSpace = "cross_attention"
     num_heads: int = 1
@@ -121,6 +124,7 @@ class CDRConfig:
     """
 
     enabled: bool = True
+    weight: float = 1.0
     target: Degradation = "gray"
     computed_from: Literal["image", "standardised"] = "image"
     norm_target: bool = False
@@ -130,6 +134,9 @@ class CDRConfig:
 class CoDeMAEConfig:
     """Everything the method reads; the defaults are the ``paper`` preset.
 
+    ``share_mask``: both images of a sample lose the same patches (paper). With a shared mask the positions of
+    the visible tokens alone tell which two embeddings belong together, and a small run can lower CCL by
+    spelling out positions instead of content; with masks of their own it cannot.
     ``modality_reduction``: whether L_MAE and L_CDR are the ``sum`` over the two modalities (paper) or their
     ``mean`` (official).
     """
@@ -138,6 +145,7 @@ class CoDeMAEConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     crop: CropConfig = field(default_factory=CropConfig)
     mask_ratio: float = 0.75
+    share_mask: bool = True
     modality_reduction: Literal["sum", "mean"] = "sum"
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
@@ -178,7 +186,7 @@ class CoDeMAE(Method):
         grid = self.encoder.grid
         self.views = Views(
             {name: View(modality=name, size=config.encoder.img_size, **vars(config.crop)) for name in PAIR},
-            num_patches=grid[0] * grid[1],
+            num_patches=grid[0] * grid[1] * (1 if config.share_mask else len(PAIR)),
         )
 
         level_dims = self.encoder.level_dims
@@ -252,21 +260,28 @@ class CoDeMAE(Method):
     def training_losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Terms ``reconstruction``, ``okd`` and, for paired batches, ``ccl`` and ``cdr``."""
         images = {name: batch.normalised(name) for name in PAIR}
-        masking = random_masking(batch.mask_noise, self.config.mask_ratio)
+        masking = self.masking(batch)
         features = self.encoder.encode(images, masking.ids_keep, taps=self._taps)
         fused = self.decoder_embed(self.encoder.level_features(features))
 
         losses = {"reconstruction": self._reconstruction(fused, masking, images, batch)}
         if self.config.okd.enabled:
             losses["okd"] = self._okd(features, fused, masking, batch)
-        if batch.paired:
-            if self.config.ccl.enabled:
-                losses["ccl"] = self._ccl(features, fused)
-            if self.config.cdr.enabled:
-                losses["cdr"] = self._cdr(fused, masking, images, batch)
-        else:
+        if batch.paired and self.config.ccl.enabled:
+            losses["ccl"] = self._ccl(features, fused)
+        if batch.paired and self.config.cdr.enabled:
+            losses["cdr"] = self._cdr(fused, masking, images, batch)
+        losses = {name: getattr(self.config, name).weight * loss for name, loss in losses.items()}
+        if not batch.paired:
             losses["reconstruction"] = keep_in_graph(losses["reconstruction"], self._paired_parameters())
         return losses
+
+    def masking(self, batch: Batch) -> Masking:
+        """The masks of all optical images, then of all SAR images: 2B rows, equal halves if shared."""
+        noise = batch.mask_noise
+        if self.config.share_mask:
+            return random_masking(torch.cat([noise, noise]), self.config.mask_ratio)
+        return random_masking(torch.cat(noise.chunk(len(PAIR), dim=1)), self.config.mask_ratio)
 
     @property
     def _taps(self) -> tuple[int, ...]:
@@ -283,9 +298,9 @@ class CoDeMAE(Method):
     def _decode(self, fused: Tensor, masking: Masking) -> Tensor:
         """Predicted removed patches of both modalities, optical first: (2B, N - M, 3 P P)."""
         if len(self.decoders) == 1:
-            return self.decoders[0](fused, _twice(masking))
-        halves = zip(self.decoders, fused.chunk(2), strict=True)
-        return torch.cat([decoder(half, masking) for decoder, half in halves])
+            return self.decoders[0](fused, masking)
+        halves = zip(self.decoders, fused.chunk(2), _halves(masking), strict=True)
+        return torch.cat([decoder(half, mask) for decoder, half, mask in halves])
 
     def self_targets(self, images: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """What each modality reconstructs of itself, all patches: (2B, N, 3 P P), optical first."""
@@ -310,7 +325,7 @@ class CoDeMAE(Method):
     def _reconstruction(
         self, fused: Tensor, masking: Masking, images: Mapping[str, Tensor], batch: Batch
     ) -> Tensor:
-        targets = gather_tokens(self.self_targets(images, batch), _twice(masking).ids_removed)
+        targets = gather_tokens(self.self_targets(images, batch), masking.ids_removed)
         if self.config.reconstruction.norm_target:
             targets = standardise_patches(targets)
         return self._over_modalities(reconstruction_loss(self._decode(fused, masking), targets))
@@ -324,7 +339,7 @@ class CoDeMAE(Method):
     ) -> Tensor:
         okd, half = self.config.okd, PAIR.index(modality)
         tokens = self.teacher.tokens(batch, modality, self.encoder.grid)
-        teacher = gather_tokens(tokens, masking.ids_keep)
+        teacher = gather_tokens(tokens, masking.ids_keep.chunk(2)[half])
         if okd.branches == "encoder":
             students = [self.okd_heads["encoder"](features.tokens.chunk(2)[half])]
         else:
@@ -345,10 +360,10 @@ class CoDeMAE(Method):
         return symmetric_info_nce(first, second, ccl.temperature, gather_gradient=ccl.gather_gradient)
 
     def _cdr(self, fused: Tensor, masking: Masking, images: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        targets = gather_tokens(self.cross_targets(images, batch), _twice(masking).ids_removed)
+        targets = gather_tokens(self.cross_targets(images, batch), masking.ids_removed)
         if self.config.cdr.norm_target:
             targets = standardise_patches(targets)
-        return self._over_modalities(reconstruction_loss(self.cross_decoder(fused, _twice(masking)), targets))
+        return self._over_modalities(reconstruction_loss(self.cross_decoder(fused, masking), targets))
 
     def probe_features(self, batch: Batch) -> dict[str, Tensor]:
         """Mean tokens of the whole, unmasked images."""
@@ -364,18 +379,17 @@ class CoDeMAE(Method):
         standardised patches are shown with the true patch's mean and deviation.
         """
         images = {name: batch.normalised(name) for name in PAIR}
-        masking = random_masking(batch.mask_noise, self.config.mask_ratio)
+        masking = self.masking(batch)
         fused = self.decoder_embed(self.encoder.level_features(self.encoder.encode(images, masking.ids_keep)))
-        keep = _twice(masking)
         patch, grid = self.encoder.patch_size, self.encoder.grid
         pictures = {}
 
         guessed = self._decode(fused, masking).float()
         targets = self.self_targets(images, batch)
         if self.config.reconstruction.norm_target:
-            guessed = _unstandardise(guessed, gather_tokens(targets, keep.ids_removed))
-        pasted = targets.scatter(1, keep.ids_removed[:, :, None].expand_as(guessed), guessed)
-        gray = targets * (1 - keep.mask[:, :, None])
+            guessed = _unstandardise(guessed, gather_tokens(targets, masking.ids_removed))
+        pasted = targets.scatter(1, masking.ids_removed[:, :, None].expand_as(guessed), guessed)
+        gray = targets * (1 - masking.mask[:, :, None])
         for name, whole, masked, filled in zip(
             PAIR, targets.chunk(2), gray.chunk(2), pasted.chunk(2), strict=True
         ):
@@ -389,11 +403,11 @@ class CoDeMAE(Method):
                 pictures[key] = _stretch(picture) if shown_as_is else self._to_unit(picture, batch, name)
 
         if self.config.cdr.enabled and batch.paired and self.config.cdr.target not in USES_UNNORMALISED:
-            cross = self.cross_decoder(fused, keep).float()
+            cross = self.cross_decoder(fused, masking).float()
             targets = self.cross_targets(images, batch)
             if self.config.cdr.norm_target:
-                cross = _unstandardise(cross, gather_tokens(targets, keep.ids_removed))
-            filled = targets.scatter(1, keep.ids_removed[:, :, None].expand_as(cross), cross)
+                cross = _unstandardise(cross, gather_tokens(targets, masking.ids_removed))
+            filled = targets.scatter(1, masking.ids_removed[:, :, None].expand_as(cross), cross)
             for source, other, truth, guess in zip(
                 PAIR, reversed(PAIR), targets.chunk(2), filled.chunk(2), strict=True
             ):
@@ -417,8 +431,9 @@ def box_mean(images: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(images, size, stride=1, padding=size // 2, count_include_pad=False)
 
 
-def _twice(masking: Masking) -> Masking:
-    return Masking(*(torch.cat([part, part]) for part in masking))
+def _halves(masking: Masking) -> tuple[Masking, Masking]:
+    first, second = zip(*(part.chunk(2) for part in masking), strict=True)
+    return Masking(*first), Masking(*second)
 
 
 def _unstandardise(patches: Tensor, targets: Tensor) -> Tensor:

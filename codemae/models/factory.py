@@ -63,7 +63,7 @@ def create_encoder(name: str, **kwargs: Any) -> HiViT:
         KeyError: Unknown name; the message names the nearest.
     """
     encoder = ENCODERS.get(name)(**kwargs)
-    structural = ("img_size", "channels", "pyramid", "fpn_depth")
+    structural = ("img_size", "channels", "pyramid", "fpn_depth", "center")
     encoder.arch_kwargs = {key: kwargs[key] for key in structural if key in kwargs}
     return encoder
 
@@ -82,6 +82,7 @@ class EncoderConfig:
     pyramid: bool = True
     drop_path: float = 0.0
     checkpoint_activations: bool = False
+    center: list[str] = field(default_factory=list)
     init: str = ""
 
 

@@ -64,6 +64,8 @@ class HiViT(nn.Module):
         mlp_ratio: MLP ratio of the attention blocks.
         channels: Input channels of each modality.
         drop_path: Largest stochastic depth rate; it grows linearly with depth.
+        center: Modalities whose images lose their own mean on entry, channel by channel, so that an offset
+            which differs between acquisitions does not reach the tokens; their contrast stays.
         checkpoint_activations: Recompute attention blocks in the backward pass to save memory.
         arch: Registered name, kept for the encoder file.
 
@@ -88,6 +90,7 @@ class HiViT(nn.Module):
         channels: Mapping[str, int] | None = None,
         drop_path: float = 0.0,
         checkpoint_activations: bool = False,
+        center: Sequence[str] = (),
         arch: str = "hivit",
     ) -> None:
         super().__init__()
@@ -98,6 +101,9 @@ class HiViT(nn.Module):
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.channels = dict(channels or {"optical": 3, "sar": 3})
+        if unknown := set(center) - set(self.channels):
+            raise ValueError(f"center names {', '.join(unknown)}; known: {', '.join(self.channels)}")
+        self.center = tuple(center)
         self.checkpoint_activations = checkpoint_activations
         self.num_attention_blocks = depths[2]
 
@@ -138,7 +144,8 @@ class HiViT(nn.Module):
 
         Args:
             images: Modality -> (B, C, H, W), all of one size.
-            ids_keep: (B, M) patches to keep, the same for every modality; None keeps all.
+            ids_keep: Patches to keep: (B, M), the same for all modalities, or (len(images) * B, M), each its
+                own in the stacked order; None keeps all.
             taps: Attention blocks whose output is wanted beside the last one's.
 
         Returns:
@@ -147,14 +154,19 @@ class HiViT(nn.Module):
         Raises:
             KeyError: A modality this encoder has no patch embedding for.
         """
-        x = torch.cat([self._embedder(name)(image, ids_keep) for name, image in images.items()])
+        count = len(next(iter(images.values())))
+        if ids_keep is not None and len(ids_keep) == count:
+            ids_keep = ids_keep.repeat(len(images), 1)
+        kept = [None] * len(images) if ids_keep is None else ids_keep.split(count)
+        x = torch.cat(
+            [self._embed(name, image, ids) for (name, image), ids in zip(images.items(), kept, strict=True)]
+        )
         height, width = next(iter(images.values())).shape[-2:]
         positions = resize_pos_embed(
             self.absolute_pos_embed, (height // self.patch_size, width // self.patch_size), self.grid
         )
         if ids_keep is not None:
             positions = gather_tokens(positions.expand(len(ids_keep), -1, -1), ids_keep)
-            positions = positions.repeat(len(images), 1, 1)
 
         stem, attention = self.blocks[: -self.num_attention_blocks], self.blocks[-self.num_attention_blocks :]
         levels = []
@@ -173,10 +185,12 @@ class HiViT(nn.Module):
                 tapped[index] = x
         return Features(levels[0], levels[1], x, tapped)
 
-    def _embedder(self, modality: str) -> nn.Module:
+    def _embed(self, modality: str, images: Tensor, ids_keep: Tensor | None) -> Tensor:
         if modality not in self.patch_embed:
             raise KeyError(f"this encoder knows {', '.join(self.modalities)}, not {modality!r}")
-        return self.patch_embed[modality]
+        if modality in self.center:
+            images = images - images.mean(dim=(2, 3), keepdim=True)
+        return self.patch_embed[modality](images, ids_keep)
 
     def forward(self, images: Tensor, modality: str) -> Tensor:
         """All tokens of the images: (B, C, H, W) -> (B, N, D)."""

@@ -301,6 +301,43 @@ def test_mean_is_half_of_the_sum_and_separate_decoders_see_their_own_modality(
 
 
 @torch.no_grad()
+def test_weights_scale_their_terms(make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, config = make_batch(2), official()
+    plain = build(config, monkeypatch).eval()(batch, PROGRESS)
+    weights = {"reconstruction": 0.5, "okd": 2.0, "ccl": 0.1, "cdr": 3.0}
+    for name, weight in weights.items():
+        getattr(config, name).weight = weight
+    for name, loss in build(config, monkeypatch).eval()(batch, PROGRESS).items():
+        assert loss.item() == pytest.approx(weights[name] * plain[name].item())
+
+
+@torch.no_grad()
+def test_masks_are_shared_or_independent(make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, batch = official(), make_batch(3)
+    shared = build(config, monkeypatch).eval()
+    optical, sar = shared.masking(batch).ids_keep.chunk(2)
+    assert torch.equal(optical, sar) and shared.views.num_patches == 16
+
+    config = copy.deepcopy(config)
+    config.share_mask = False
+    independent = build(config, monkeypatch).eval()
+    assert independent.views.num_patches == 32
+    own = copy.deepcopy(batch)
+    own.mask_noise = torch.cat([batch.mask_noise, batch.mask_noise], dim=1)
+    for name, loss in shared(batch, PROGRESS).items():
+        assert independent(own, PROGRESS)[name].item() == loss.item()
+
+    own.mask_noise = torch.cat([batch.mask_noise, batch.mask_noise.flip(1)], dim=1)
+    masking = independent.masking(own)
+    assert torch.equal(masking.ids_keep[:3], batch.mask_noise.argsort(1)[:, :4])
+    assert torch.equal(masking.ids_keep[3:], batch.mask_noise.flip(1).argsort(1)[:, :4])
+    images = {name: own.normalised(name) for name in ("optical", "sar")}
+    both = independent.encoder.encode(images, masking.ids_keep).tokens
+    alone = independent.encoder.forward_masked(images["sar"], "sar", masking.ids_keep[3:])
+    torch.testing.assert_close(both[3:], alone, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_distilling_both_modalities_is_the_mean_of_each(
     make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,18 @@ def test_gray_image_is_repeated_and_other_counts_are_refused() -> None:
         encoder(gray, "thermal")
 
 
+@torch.no_grad()
+def test_centring_forgets_the_offset_of_its_modality_alone() -> None:
+    encoder, image = tiny(center=["sar"]), torch.rand(2, 3, 64, 64)
+    centred = image - image.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(encoder(image, "sar"), tiny()(centred, "sar"))
+    torch.testing.assert_close(encoder(image + 1, "sar"), encoder(image, "sar"), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(encoder(3 * image, "sar"), encoder(image, "sar"))
+    torch.testing.assert_close(encoder(image, "optical"), tiny()(image, "optical"))
+    with pytest.raises(ValueError, match="thermal"):
+        tiny(center=["thermal"])
+
+
 def test_activation_checkpointing_changes_memory_not_numbers() -> None:
     images = torch.randn(2, 3, 64, 64)
     gradients = []
