@@ -137,7 +137,7 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         # Depthwise convolutions on a CPU run 1.7 times as fast with channels last; the numbers stay the same.
-        self.network = model.network.to(memory_format=torch.channels_last)
+        self.network = model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(model.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(model.std).view(1, -1, 1, 1), persistent=False)
         self.multiple = max(strides(model.network))
