@@ -138,7 +138,7 @@ def _models(arguments: argparse.Namespace) -> int:
             "width": plain.embed_dim,
             "parameters": sum(p.numel() for p in plain.parameters()),
             "with_pyramid": sum(p.numel() for p in whole.parameters()),
-            "about": (ENCODERS.get(name).__doc__ or "").splitlines()[0],
+            "about": (ENCODERS.get(name).__doc__ or "").partition("\n")[0],
         }
     teachers = {
         "vit_large_patch16_dinov3.sat493m": "the paper's, DINOv3-Sat ViT-L; gated weights, DINOv3 licence",

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WIDTH, FPN, STEM, ATTENTION = 192, 96, 1, 8  # hivit_tiny
+WIDTH, FPN, STEM, ATTENTION = 192, 96, 1, 4  # hivit_tiny
 SIDE = 32
 TEACHER_WIDTH, DECODER = 192, 64
 

@@ -29,7 +29,7 @@ def official_method() -> CoDeMAE:
             decoder=DecoderConfig(dim=DECODER, depth=2, num_heads=4),
             okd=OKDConfig(
                 branches="fused_and_auxiliary",
-                auxiliary_block=6,
+                auxiliary_block=3,
                 teacher=TeacherConfig(name="vit_tiny_patch16_224", pretrained=False),
             ),
             ccl=CCLConfig(input="decoder_embed", num_heads=4, pre_norm=True, output_projection=True),
@@ -153,10 +153,10 @@ def test_unknown_key_is_an_error_that_names_it(key: str) -> None:
 
 def test_relative_position_bias_is_refused_in_a_sentence() -> None:
     state = hivit_file() | {
-        "blocks.9.attn.relative_position_bias_table": torch.zeros(729, 3),
+        "blocks.5.attn.relative_position_bias_table": torch.zeros(729, 3),
         "relative_position_index": torch.zeros(4, 4),
     }
-    with pytest.raises(WeightsError, match=r"relative position bias.*blocks\.9\.attn"):
+    with pytest.raises(WeightsError, match=r"relative position bias.*blocks\.5\.attn"):
         weights.to_encoder(state)
 
 
