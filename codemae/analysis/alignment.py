@@ -72,13 +72,17 @@ def patch_similarity(optical: Tensor, sar: Tensor, patch_size: int) -> Tensor:
     return avg_pool2d(result[1], patch_size).flatten(1)
 
 
-def align(optical_tokens: Tensor, sar_tokens: Tensor, similarity: Tensor) -> Alignment:
+def align(
+    optical_tokens: Tensor, sar_tokens: Tensor, similarity: Tensor, *, centre: bool = False
+) -> Alignment:
     """Sets the cosine of each patch's two embeddings against the similarity of its two images.
 
     Args:
         optical_tokens: (B, N, D) of at least two images.
         sar_tokens: (B, N, D) of the same images' other sides, same order.
         similarity: (B, N), from ``patch_similarity``.
+        centre: Whether to take each modality's mean token away first. Embeddings often share a strong common
+            direction, which lifts every cosine; the paper plots raw ones.
 
     Raises:
         ValueError: The shapes do not belong together, or there is only one image.
@@ -91,8 +95,10 @@ def align(optical_tokens: Tensor, sar_tokens: Tensor, similarity: Tensor) -> Ali
     count = len(optical_tokens)
     if count < 2:
         raise ValueError("the chance level needs at least two pairs of images")
-    optical = normalize(optical_tokens.float(), dim=-1)
-    sar = normalize(sar_tokens.float(), dim=-1)
+    sides = [tokens.float() for tokens in (optical_tokens, sar_tokens)]
+    if centre:
+        sides = [tokens - tokens.mean(dim=(0, 1)) for tokens in sides]
+    optical, sar = (normalize(tokens, dim=-1) for tokens in sides)
     cosine = (optical * sar).sum(dim=-1)
     over_all_pairs = (optical.sum(dim=0) * sar.sum(dim=0)).sum(dim=-1)
     chance = (over_all_pairs - cosine.sum(dim=0)).mean() / (count * (count - 1))

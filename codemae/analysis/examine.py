@@ -64,7 +64,7 @@ def examine(
         f"What {Path(target).name} learned", f"{len(batch)} pairs of {', '.join(map(str, folders))}."
     )
     pooled = tokens.pooled()
-    alignment = align(tokens.optical, tokens.sar, tokens.similarity)
+    alignment = align(tokens.optical, tokens.sar, tokens.similarity, centre=True)
     report.headline(pair_headline(pooled, alignment))
     if run and (run / METRICS_FILE).is_file():
         records = read_metrics(run / METRICS_FILE)

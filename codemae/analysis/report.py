@@ -264,7 +264,7 @@ def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], l
 
 def draw_losses(axes: Sequence[Axes], records: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> None:
     """Draws one term an axes: each logged value faint, their running mean strong."""
-    for axis, term in zip(axes, terms, strict=False):
+    for axis, term in zip(axes[: len(terms)], terms, strict=True):
         steps, values = series(records, term)
         colour = COLOURS.get(term, COLOURS["reconstruction"])
         axis.plot(steps, values, color=colour, alpha=0.3, linewidth=1)

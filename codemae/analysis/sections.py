@@ -36,15 +36,21 @@ def pair_headline(pooled: Mapping[str, Tensor], alignment: Alignment) -> list[tu
     ]
 
 
-def add_curves(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
-    """Loss curves, a panel a term."""
-    terms = [term for term in TERMS if series(records, term)[0]] or ["loss"]
-    changes = []
-    for term in terms:
+def term_ends(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Each logged loss term's mean over the first and over the last tenth of the run."""
+    ends = {}
+    for term in [term for term in TERMS if series(records, term)[0]] or ["loss"]:
         values = series(records, term)[1]
         edge = max(1, len(values) // 10)
-        first, last = (sum(part) / len(part) for part in (values[:edge], values[-edge:]))
-        changes.append(f"{term} {first:.3f} to {last:.3f}")
+        ends[term] = sum(values[:edge]) / edge, sum(values[-edge:]) / edge
+    return ends
+
+
+def add_curves(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
+    """Loss curves, a panel a term."""
+    ends = term_ends(records)
+    terms = list(ends)
+    changes = [f"{term} {first:.3f} to {last:.3f}" for term, (first, last) in ends.items()]
     report.section(
         "Loss curves",
         "What each term asks for: "
@@ -71,25 +77,32 @@ def add_sentinel(report: Report, records: Sequence[Mapping[str, Any]]) -> None:
     panels = [
         (ranks, "effective rank"),
         ({GAP: "optical to SAR"} if GAP in keys else {}, "modality gap"),
-        (cosines, "gradient cosine"),
     ]
     shown = [(lines, label) for lines, label in panels if lines]
     if not shown:
         return
     report.section("Collapse sentinel")
-    with drawing(1, len(shown), height=3.1) as (figure, axes):
+    with drawing(1, len(shown), height=2.9) as (figure, axes):
         for axis, (lines, label) in zip(axes, shown, strict=True):
             draw_series(axis, records, lines, label)
             axis.set_title(label)
-        if cosines:
-            axes[-1].axhline(0, color="#8a8f98", linewidth=1, linestyle=":")
     report.figure(
         figure,
         "Measured on a fixed batch while training. Effective rank: directions in use, by modality; near 1 "
-        "the features have collapsed. Modality gap: distance between the centres of the two modalities. "
-        "Gradient cosine: below 0 two losses pull the encoder in opposite directions.",
-        alt="Effective rank, modality gap and gradient cosines against step",
+        "the features have collapsed. Modality gap: distance between the modalities' centres, from 0 to 2.",
+        alt="Effective rank and modality gap against step",
     )
+    if cosines:
+        with drawing(height=2.9) as (figure, axes):
+            draw_series(axes[0], records, cosines, "cosine of the gradients")
+            axes[0].axhline(0, color="#8a8f98", linewidth=1, linestyle=":")
+            axes[0].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        report.figure(
+            figure,
+            "Do the losses pull together? Cosine between the gradients of each two of them in the encoder: "
+            "above 0 they help each other, near 0 they mind their own business, below 0 they are at odds.",
+            alt="Cosine between the gradients of each pair of losses against step",
+        )
 
 
 def add_reconstructions(report: Report, grid: PictureGrid) -> None:
@@ -137,10 +150,10 @@ def add_alignment(report: Report, alignments: Mapping[str, Alignment]) -> None:
     trends = ", ".join(f"{label} {a.trend:+.2f}" for label, a in alignments.items())
     report.figure(
         figure,
-        "Patches sorted by how alike their optical and SAR images are (SSIM), in bins of equal count. "
-        "Dotted: chance, the cosine with the same position of another place. The distance of a line from its "
-        "dotted level is alignment by content; a line that falls to the right aligns unlike patches more. "
-        f"Rank correlation: {trends}.",
+        "Patches sorted by how alike their optical and SAR images are (SSIM), in bins of equal count. Each "
+        "modality's mean is taken away first. Dotted: chance, the cosine with the same position of another "
+        "place. The distance of a line from its dotted level is alignment by content; a line that falls to "
+        f"the right aligns unlike patches more. Rank correlation: {trends}.",
         alt=f"Cosine of the embeddings against structural similarity; rank correlations: {trends}",
     )
 

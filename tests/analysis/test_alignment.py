@@ -70,6 +70,17 @@ def test_align_matches_a_double_loop() -> None:
     assert found.excess == pytest.approx(np.mean(own) - np.mean(other), abs=1e-6)
 
 
+def test_centring_takes_a_common_direction_away() -> None:
+    generator = torch.Generator().manual_seed(5)
+    optical, sar = (torch.randn(6, 4, 16, generator=generator, dtype=torch.double) for _ in range(2))
+    lifted = align(optical + 30, sar + 30, torch.rand(6, 4))
+    centred = align(optical + 30, sar + 30, torch.rand(6, 4), centre=True)
+    assert lifted.chance > 0.99
+    plain = align(optical - optical.mean((0, 1)), sar - sar.mean((0, 1)), torch.rand(6, 4))
+    torch.testing.assert_close(centred.cosine, plain.cosine, atol=1e-4, rtol=0)
+    assert abs(centred.chance) < 0.1
+
+
 def test_features_without_content_have_no_excess() -> None:
     position_only = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(3)).expand(5, 6, 8)
     found = align(position_only, position_only, torch.rand(5, 6))
