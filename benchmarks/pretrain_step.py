@@ -3,13 +3,15 @@
     python benchmarks/pretrain_step.py --encoder hivit_base --batch 8 --dtype bfloat16 --objective codemae
 
 A step is forward, backward and optimizer on random images already on the device. Operations are counted by
-PyTorch (a multiply-add is two), the peak is the best of large square products of the same type in the same
-run. The last line is one JSON object.
+PyTorch (a multiply-add is two). After each step five large square products of the same type are timed and the
+best is taken; step and peak are the medians over the steps, so a machine whose speed drifts slows both alike.
+The last line is one JSON object.
 """
 
 import argparse
 import json
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
 from codemae.data.batch import Batch
+from codemae.engine.allocator import keep_freed_memory
 from codemae.engine.compilation import compile_blocks
 from codemae.methods.base import Progress
 from codemae.methods.codemae import CoDeMAE, CoDeMAEConfig
@@ -72,7 +75,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="attention written out with float32 upcasts, as the published code runs it; for comparison only",
     )
-    parser.add_argument("--steps", type=int, default=5, help="timed steps; the median counts")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="timed steps, each followed by products; medians count"
+    )
     parser.add_argument("--warmup", type=int, default=2)
     return parser.parse_args(argv)
 
@@ -177,12 +182,19 @@ def timed(function: Callable[[], object], device: torch.device, repeats: int) ->
     return seconds
 
 
-def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of the best of ten square products."""
-    side = PEAK_SIDE[device.type]
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    timed(lambda: a @ b, device, 3)
-    return 2 * side**3 / min(timed(lambda: a @ b, device, 10)) / 1e9
+class MatmulPeak:
+    """Speed of large square products of one type."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        side = PEAK_SIDE[device.type]
+        self.device = device
+        self.a, self.b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        self.gflop = 2 * side**3 / 1e9
+        self.measure(repeats=3)
+
+    def measure(self, repeats: int = 5) -> float:
+        """GFLOP/s of the best of some products."""
+        return self.gflop / min(timed(lambda: self.a @ self.b, self.device, repeats))
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -194,6 +206,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     pairs = args.batch * images_per_sample // 2
     if pairs < 1 or args.batch * images_per_sample % 2:
         raise SystemExit("--objective mae stacks two modalities: give an even --batch")
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         method = build_method(args, Path(scratch)).to(device).train()
@@ -220,9 +234,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         else:
             gflop = counted_eagerly(args, scratch, batch, device)
         timed(step, device, args.warmup)
-        peak_before = matmul_peak(dtype, device)
-        seconds = sorted(timed(step, device, args.steps))[args.steps // 2]
-        peak = max(peak_before, matmul_peak(dtype, device))
+        product = MatmulPeak(dtype, device)
+        rounds = [(timed(step, device, 1)[0], product.measure()) for _ in range(args.steps)]
+        seconds, peak = (statistics.median(column) for column in zip(*rounds, strict=True))
 
     if device.type == "cuda":
         memory, label = torch.cuda.max_memory_allocated() / 2**20, torch.cuda.get_device_name()

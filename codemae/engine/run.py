@@ -16,6 +16,7 @@ from codemae.data.index import open_index
 from codemae.data.loader import make_loader
 from codemae.data.sampler import PretrainSampler
 from codemae.distributed import broadcast_object, is_main, rank, world_size
+from codemae.engine.allocator import keep_freed_memory
 from codemae.engine.export import export_encoders
 from codemae.engine.randomness import rng_state, set_rng_state
 from codemae.engine.runlog import RunLog
@@ -64,6 +65,8 @@ class Run:
         )
         self.total_steps = max(1, round(optim.epochs * self.sampler.steps_per_epoch))
         self.total_steps = min(self.total_steps, optim.max_steps or self.total_steps)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.learner = Learner(self.method, optim, device, config.seed)
         self.window = Window()
         self.step = 0

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor
 
+from codemae.models import cpu_attention
 from codemae.models.layers import Attention, Block, CrossAttention, attend
 
 
@@ -31,6 +32,18 @@ def test_attention_equals_a_triple_loop_and_so_does_its_gradient(
     found = torch.autograd.grad(attend(q, k, v).square().sum(), (q, k, v))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.double(), other.double(), rtol=5 * tolerance, atol=10 * tolerance)
+
+
+def test_attention_in_chunks_of_heads_equals_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_attention, "_CACHED_SCORES", 2 * 6 * 9)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.bfloat16).requires_grad_() for n in (6, 9, 9))
+    answers = []
+    for attention in (attend, F.scaled_dot_product_attention):
+        out = attention(q, k, v)
+        answers.append([out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))])
+    for one, other in zip(*answers, strict=True):
+        torch.testing.assert_close(one, other, rtol=5e-2, atol=5e-2)
 
 
 def test_cross_attention_reads_the_context_and_nothing_else() -> None:

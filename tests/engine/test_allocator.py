@@ -1,0 +1,37 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT_FAULTS = """
+import resource
+import torch
+from codemae.engine.allocator import keep_freed_memory
+if {keep}:
+    assert keep_freed_memory()
+def use():
+    for _ in range(20):
+        torch.ones(64 << 18).add_(1)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    faults = {
+        keep: int(
+            subprocess.run(
+                [sys.executable, "-c", COUNT_FAULTS.format(keep=keep)],
+                capture_output=True,
+                check=True,
+                text=True,
+            ).stdout
+        )
+        for keep in (False, True)
+    }
+    assert faults[False] > 20 * 64, "64 MiB mapped anew 20 times; nothing to prevent"
+    assert faults[True] < faults[False] / 20
