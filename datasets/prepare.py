@@ -4,16 +4,23 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
-from recipes import folder, ospretrain, pairs
-from recipes.plan import Candidate, Plan, PrepareError
-from recipes.scan import Advance, Scan, scan
+import shards
+from recipes import bands, folder, images, ospretrain, pairs, pool
+from recipes.bands import selections
+from recipes.card import card_names
+from recipes.catalogued import Catalogued
+from recipes.plan import Plan, PrepareError, write_whole
+from recipes.rows import Rows, row_counts
+from recipes.scan import Advance, scan
+from recipes.torchgeo_download import download
+from recipes.windows import Exclusion, Tiling
 from rich.console import Console
 from rich.progress import Progress
 
@@ -26,7 +33,9 @@ from codemae.modality import MODALITY_NAMES
 class Recipe(Protocol):
     """A layout of files this script knows."""
 
-    HELP: str
+    @property
+    def HELP(self) -> str:  # noqa: N802  (a constant of the modules)
+        """One line for ``--help``."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declares the recipe's options."""
@@ -35,42 +44,71 @@ class Recipe(Protocol):
         """Finds the samples."""
 
 
-RECIPES: dict[str, Recipe] = {"pairs": pairs, "folder": folder, "ospretrain": ospretrain}
+RECIPES: dict[str, Recipe] = {"pairs": pairs, "folder": folder, "images": images, "ospretrain": ospretrain}
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line.
+
+    Args:
+        words: What will be parsed; of the catalogue only the card it names is read.
+    """
     top = argparse.ArgumentParser(prog="python datasets/prepare.py", description=__doc__)
-    commands = top.add_subparsers(dest="recipe", required=True, metavar="|".join(RECIPES))
+    metavar = "|".join([*RECIPES, "pool", "NAME of a card"])
+    commands = top.add_subparsers(dest="recipe", required=True, metavar=metavar)
     for name, recipe in RECIPES.items():
         command = commands.add_parser(name, help=recipe.HELP, description=recipe.HELP)
         recipe.add_arguments(command)
+        add_common_options(command)
+    command = commands.add_parser("pool", help=pool.HELP, description=pool.HELP)
+    pool.add_arguments(command)
+    for name in card_names():
+        if name in RECIPES:
+            continue
+        help_line = f"the dataset of cards/{name}.yaml"
+        if name not in words[:1]:
+            commands.add_parser(name, help=help_line, add_help=False)
+            continue
+        recipe = Catalogued(name)
+        command = commands.add_parser(name, help=help_line, description=recipe.HELP)
+        recipe.add_arguments(command)
+        add_common_options(command)
         command.add_argument(
-            "--out", type=Path, required=True, metavar="INDEX_DIR", help="folder of the index"
+            "--download", action="store_true", help="fetch the files to --root first, through torchgeo"
         )
-        command.add_argument(
-            "--exclude",
-            type=Path,
-            metavar="FILE",
-            help="samples to leave out, a name a line as the report gives them; NAME@X,Y means one window",
-        )
-        command.add_argument("--strict", action="store_true", help="fail where a sample would be left out")
-        command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read")
-        for modality in MODALITY_NAMES:
-            command.add_argument(
-                f"--{modality}-scaling",
-                default="auto",
-                metavar="RULE",
-                help="uint8, linear, db, linear:LOW:HIGH or db:LOW:HIGH; default: auto (see README)",
-            )
     return top
+
+
+def add_common_options(command: argparse.ArgumentParser) -> None:
+    """Declares the options of every recipe."""
+    command.add_argument("--out", type=Path, required=True, metavar="INDEX_DIR", help="folder of the index")
+    command.add_argument(
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="samples to leave out, a name a line as the report gives them; NAME@X,Y means one window",
+    )
+    command.add_argument("--strict", action="store_true", help="fail where a sample would be left out")
+    command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read")
+    for modality in MODALITY_NAMES:
+        command.add_argument(
+            f"--{modality}-scaling",
+            default="auto",
+            metavar="RULE",
+            help="uint8, linear (also decibels), db (intensity), amplitude, the last three also with "
+            ":LOW:HIGH; default: auto (see README)",
+        )
+    command.add_argument("--bands", nargs="+", default=[], metavar="MODALITY=BANDS", help=bands.HELP)
+    command.add_argument("--shards", action="store_true", help="pack the images into tar files afterwards")
+    shards.add_arguments(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script; returns its exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        report = prepare(args)
+        args = parser(words).parse_args(words)
+        report = pool.merge(args) if args.recipe == "pool" else prepare(args)
     except (PrepareError, IndexFileError, StatisticsError, PathError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -85,31 +123,38 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         PrepareError: Nothing is left, or something is left out under ``--strict``. What stood in the index
             folder before stays as it was.
     """
-    plan = RECIPES[args.recipe].plan(args)
+    recipe = RECIPES.get(args.recipe) or Catalogued(args.recipe)
+    if getattr(args, "download", False) and isinstance(recipe, Catalogued):
+        if getattr(args, "root", None) is None:
+            raise PrepareError("--download needs --root DIR, the folder to download to")
+        print(download(args.recipe, recipe.card.torchgeo, args.root, recipe.card.get), file=sys.stderr)
+    plan = recipe.plan(args)
     exclusion = Exclusion(args.exclude)
     plan.candidates = [candidate for candidate in plan.candidates if not exclusion.covers(candidate)]
-    scalings = {modality: getattr(args, f"{modality}_scaling") for modality in MODALITY_NAMES}
+    scalings = {modality: _scaling(plan, modality, args) for modality in MODALITY_NAMES}
+    channels = selections(plan, args.bands)
     tile = getattr(args, "tile", None)
-    tiling = None if tile is None else Tiling(tile, tile if args.stride is None else args.stride)
+    stride = getattr(args, "stride", None)
+    if tile is None and plan.tile is not None:
+        tile, stride = plan.tile, plan.stride if stride is None else stride
+    tiling = None if tile is None else Tiling(tile, tile if stride is None else stride)
     with _progress(len(plan.candidates)) as advance:
-        found = scan(plan, scalings, args.workers, advance, tile or 0)
+        found = scan(plan, scalings, args.workers, advance, tile or 0, channels)
     left_out = plan.left_out + found.left_out
-    columns = _columns(plan, found, tiling, exclusion)
     if left_out and args.strict:
         listed = "\n".join(f"  {entry.sample}: {entry.reason}" for entry in left_out[:10])
         more = f"\n  and {len(left_out) - 10} more" if len(left_out) > 10 else ""
         raise PrepareError(f"{len(left_out)} samples would be left out (--strict):\n{listed}{more}")
-    if not columns["source"]:
+    table = Rows(plan, found, tiling, exclusion, args.workers).table()
+    if not table.num_rows:
         reasons = "; ".join(f"{entry.sample}: {entry.reason}" for entry in left_out[:3])
         raise PrepareError(f"no sample is left to index. {reasons}")
     statistics = IndexStatistics(sources=found.statistics, classes=plan.classes)
     report = {
         "recipe": args.recipe,
         "root": str(plan.root),
-        "rows": len(columns["source"]),
-        "paired": sum(1 for sides in zip(columns["optical"], columns["sar"], strict=True) if all(sides)),
-        "rows_by_split": dict(sorted(Counter(columns["split"]).items())),
-        "rows_by_source": dict(sorted(Counter(columns["source"]).items())),
+        **row_counts(table),
+        **({"rows_expected": plan.expected} if plan.expected else {}),
         "samples_read": len(found.sizes),
         "pixels_outside_windows": tiling.uncovered if tiling else 0,
         "excluded": exclusion.count,
@@ -119,92 +164,20 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         "left_out_by_kind": dict(sorted(Counter(entry.kind for entry in left_out).items())),
         "left_out": [{"sample": e.sample, "kind": e.kind, "reason": e.reason} for e in left_out],
     }
-    write_index(args.out, pa.table(columns, schema=_plain_schema(columns)), statistics, plan.root)
-    staged = args.out / ".report.json.writing"
-    staged.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(staged, args.out / "report.json")
+    kept = [(plan.candidates[place], size) for place, size in sorted(found.sizes.items())]
+    write_index(args.out, table, statistics, plan.root)
+    for write in plan.write_beside:
+        report |= write(args.out, kept)
+    write_whole(args.out / "report.json", json.dumps(report, indent=1) + "\n")
+    if args.shards:
+        print(shards.describe(shards.packed(args.out, args.out, args.shard_size)), file=sys.stderr)
     return report
 
 
-class Tiling:
-    """Windows over a scene; what is left at the right and lower border is counted, not covered."""
-
-    def __init__(self, tile: int, stride: int) -> None:
-        if tile < 1 or stride < 1:
-            raise PrepareError(f"--tile and --stride are at least 1 pixel, got {tile} and {stride}")
-        self.tile = tile
-        self.stride = stride
-        self.uncovered = 0
-
-    def windows(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Left and top of each window, row by row."""
-        tops = range(0, height - self.tile + 1, self.stride)
-        lefts = range(0, width - self.tile + 1, self.stride)
-        step = min(self.tile, self.stride)
-        down, across = (step * (len(starts) - 1) + self.tile for starts in (tops, lefts))
-        self.uncovered += height * width - down * across
-        return [(left, top) for top in tops for left in lefts]
-
-
-class Exclusion:
-    """The names of an ``--exclude`` file."""
-
-    def __init__(self, file: Path | None) -> None:
-        self.count = 0
-        self._names: set[str] = set()
-        self._met: set[str] = set()
-        if file is not None:
-            try:
-                lines = file.read_text().splitlines()
-            except OSError as error:
-                raise PrepareError(f"--exclude {file}: {error.strerror}") from None
-            self._names = {name for line in lines if (name := line.split("#")[0].strip())}
-
-    def covers(self, candidate: Candidate) -> bool:
-        """Whether a sample is named, by its key or by one of its paths."""
-        return self._hit({candidate.key, *candidate.paths.values()})
-
-    def covers_window(self, key: str, left: int, top: int) -> bool:
-        """Whether one window of a sample is named."""
-        return self._hit({f"{key}@{left},{top}"})
-
-    def _hit(self, names: set[str]) -> bool:
-        met = names & self._names
-        self._met |= met
-        self.count += bool(met)
-        return bool(met)
-
-    def unmatched(self) -> list[str]:
-        """Names that no sample has."""
-        return sorted(self._names - self._met)
-
-
-_COLUMNS = ("source", "split", "group", "optical", "sar", "x", "y", "width", "height", "label")
-
-
-def _columns(plan: Plan, found: Scan, tiling: Tiling | None, exclusion: Exclusion) -> dict[str, list[Any]]:
-    """The index's columns."""
-    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    for place, (height, width) in sorted(found.sizes.items()):
-        candidate = plan.candidates[place]
-        paths = candidate.paths.get("optical"), candidate.paths.get("sar")
-        facts = candidate.source, candidate.split, candidate.group, *paths
-        windows: list[tuple[int | None, ...]] = [(None, None, None, None)]
-        if tiling is not None:
-            windows = [
-                (left, top, tiling.tile, tiling.tile)
-                for left, top in tiling.windows(height, width)
-                if not exclusion.covers_window(candidate.key, left, top)
-            ]
-        for window in windows:
-            for name, value in zip(_COLUMNS, (*facts, *window, candidate.label), strict=True):
-                columns[name].append(value)
-    return columns
-
-
-def _plain_schema(columns: dict[str, list[Any]]) -> pa.Schema:
-    words = ("source", "split", "group", "optical", "sar")
-    return pa.schema([(name, pa.string() if name in words else pa.int32()) for name in columns])
+def _scaling(plan: Plan, modality: str, args: argparse.Namespace) -> str:
+    """The rule of the command line, else of the card, else ``auto``."""
+    asked: str = getattr(args, f"{modality}_scaling")
+    return plan.scaling.get(modality, asked) if asked == "auto" else asked
 
 
 @contextmanager
@@ -217,13 +190,16 @@ def _progress(total: int) -> Iterator[Advance]:
             yield lambda done: bar.advance(task, done)
         return
     read = 0
+    begun = time.monotonic()
 
     def advance(done: int) -> None:
         nonlocal read
         tenth = read * 10 // max(total, 1)
         read += done
         if read * 10 // max(total, 1) > tenth:
-            print(f"read {read} of {total} samples", file=sys.stderr, flush=True)
+            left = (time.monotonic() - begun) / read * (total - read)
+            until = f", about {left:.0f} s left" if read < total else ""
+            print(f"read {read} of {total} samples{until}", file=sys.stderr, flush=True)
 
     yield advance
 
@@ -231,7 +207,11 @@ def _progress(total: int) -> Iterator[Advance]:
 def summary(out: Path, report: dict[str, Any]) -> str:
     """What a person wants to know of a report."""
     lines = [f"{report['rows']} rows ({report['paired']} paired) in {out}, root {report['root']}"]
-    lines += [f"  split {split}: {count}" for split, count in report["rows_by_split"].items()]
+    expected = report.get("rows_expected", {})
+    for split in sorted({*report["rows_by_split"], *expected}):
+        count = report["rows_by_split"].get(split, 0)
+        told = f", {expected[split]} in a complete copy" if split in expected else ""
+        lines.append(f"  split {split}: {count}{told}")
     for source, sides in report["statistics"].items():
         for modality, numbers in sides.items():
             mean, std = (" ".join(f"{value:.4f}" for value in numbers[key]) for key in ("mean", "std"))
@@ -239,6 +219,8 @@ def summary(out: Path, report: dict[str, Any]) -> str:
                 f"  {source} {modality}: {numbers['channels']} channels, {numbers['scaling']}, mean {mean}, "
                 f"std {std} ({numbers['computed']})"
             )
+            if "reason" in numbers:
+                lines.append(f"    {numbers['reason']}")
     for kind, count in report["left_out_by_kind"].items():
         lines.append(f"  left out, {kind}: {count}")
     for name in report["exclude_names_that_match_nothing"][:5]:

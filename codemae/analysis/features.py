@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from codemae.data.crops import Crop, take_crop
-from codemae.data.images import Location, Window, channels_of, read_picture, size_of, with_channels
+from codemae.data.images import Location, Window, as_read, read_picture, size_of
 from codemae.data.index import open_index
 from codemae.data.statistics import Scaling, SourceStatistics
 from codemae.models.factory import load_encoder
@@ -54,9 +54,7 @@ class _WholeImages(Dataset[Tensor]):
     def __getitem__(self, item: int) -> Tensor:
         place = self.places[item]
         statistics = place.statistics
-        picture = read_picture(place.location, place.window)
-        if channels_of(picture) != statistics.channels:
-            picture = with_channels(picture, statistics.channels)
+        picture = as_read(read_picture(place.location, place.window), statistics)
         height, width = size_of(picture)
         fill = np.array(statistics.mean, dtype=np.float32)
         pixels = take_crop(picture, Crop(0, 0, height, width), self.size, statistics.scaling, fill, False)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from codemae.data.batch import Batch
 from codemae.data.crops import Crop, draw_crop, take_crop
 from codemae.data.draws import Draw
-from codemae.data.images import ImageError, Picture, SceneCache, read_window, size_of, with_channels
+from codemae.data.images import ImageError, Picture, SceneCache, as_read, read_window, size_of
 from codemae.data.index import Index, IndexFileError
 from codemae.data.randomness import counter_rng
 from codemae.data.views import View, Views
@@ -174,7 +174,7 @@ class PairDataset(Dataset[Sample]):
             return known[1]
         statistics = self.index.stats(self.index.source(row), modality)
         picture = read_window(self.index.location(row, modality), self.index.window(row), self._cache)
-        picture = with_channels(picture, statistics.channels)
+        picture = as_read(picture, statistics)
         if self._as_bytes[modality] and isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
             raise ImageError(f"{picture.dtype} pixels stand where stats.yaml says uint8")
         self._last[modality] = row, picture

@@ -1,16 +1,18 @@
-"""Files to pixels: whatever Pillow reads, and GeoTIFF, from plain files or members of a tar shard."""
+"""Files to pixels: whatever Pillow reads, GeoTIFF and .npy, from plain files or members of a tar shard."""
 
 import io
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
+
+from codemae.data.statistics import SourceStatistics
 
 Picture: TypeAlias = Image.Image | np.ndarray
 """A decoded image: a Pillow image of mode L or RGB, or an (H, W, C) array of uint8, uint16 or float32."""
@@ -19,6 +21,7 @@ Window: TypeAlias = tuple[int, int, int, int]
 """x, y, width, height in pixels of the file."""
 
 _GEOTIFF = (".tif", ".tiff")
+_ARRAY = ".npy"
 _PLAIN_MODES = dict.fromkeys(("1", "LA", "La"), "L") | dict.fromkeys(
     ("P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"), "RGB"
 )
@@ -41,11 +44,16 @@ class Location:
         path: The file.
         offset: First byte inside an uncompressed shard; None for a plain file.
         size: Number of bytes; None for a plain file.
+        member: Name inside the shard, whose suffix tells the format.
     """
 
     path: str
     offset: int | None = None
     size: int | None = None
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.member}" if self.member else self.path
 
 
 @lru_cache(maxsize=4096)
@@ -87,6 +95,12 @@ def resolve_inside(root: str, relative: str) -> str:
     return path
 
 
+def split_member(path: str) -> tuple[str, str]:
+    """The shard's path and the member's name in a path such as ``000000.tar/opt/a.png``."""
+    shard, ending, member = path.partition(".tar/")
+    return (f"{shard}.tar", member) if ending else (path, "")
+
+
 class ShardFiles:
     """Open shards, read at offsets without a seek position, so forked workers do not disturb each other."""
 
@@ -121,20 +135,23 @@ def read_picture(location: Location, window: Window | None = None) -> Picture:
     """Decodes one image, or a window of it.
 
     Palettes become RGB, CMYK becomes RGB, transparency is dropped, nodata of a GeoTIFF becomes NaN (and the
-    image float32); 16-bit and float images stay what they are.
+    image float32); uint16 and float32 images stay what they are, other numbers become float32. An array of
+    a ``.npy`` file is (H, W), (H, W, C) or (C, H, W): the shorter end axis counts the channels.
 
     Raises:
         ImageError: It cannot be read, or the window does not lie inside it.
     """
     try:
-        if is_geotiff(location.path):
+        if is_geotiff(str(location)):
             return _read_geotiff(location, window)
+        if _is_array(location):
+            return _read_array(location, window)
         picture = _read_pillow(location)
     except ImageError:
         raise
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        raise ImageError(f"{location.path}: {_reason(location, error)}") from None
-    return cut(picture, window, location.path) if window else picture
+        raise ImageError(f"{location}: {_reason(location, error)}") from None
+    return cut(picture, window, str(location)) if window else picture
 
 
 def _reason(location: Location, error: BaseException) -> str:
@@ -161,18 +178,17 @@ def _read_pillow(location: Location) -> Picture:
                 return np.array(opened, dtype=np.float32)[..., None]
             if opened.mode in _PLAIN_MODES:
                 return opened.convert(_PLAIN_MODES[opened.mode])
-            raise ImageError(f"{location.path}: Pillow mode {opened.mode} is not one this library reads")
+            raise ImageError(f"{location}: Pillow mode {opened.mode} is not one this library reads")
 
 
 def _read_geotiff(location: Location, window: Window | None) -> np.ndarray | Image.Image:
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
-    from rasterio.io import MemoryFile
     from rasterio.windows import Window as RasterWindow
 
     def read(dataset: Any) -> np.ndarray:
         if window and not _inside(window, dataset.width, dataset.height):
-            raise ImageError(_outside(location.path, window, dataset.width, dataset.height))
+            raise ImageError(_outside(str(location), window, dataset.width, dataset.height))
         area = RasterWindow(*window) if window else None
         bands = np.moveaxis(dataset.read(window=area), 0, -1)
         missing = [value for value in dataset.nodatavals if value is not None]
@@ -186,15 +202,44 @@ def _read_geotiff(location: Location, window: Window | None) -> np.ndarray | Ima
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            if location.offset is None:
-                with rasterio.open(location.path) as dataset:
-                    pixels = read(dataset)
-            else:
-                content = _SHARDS.read(location.path, location.offset, location.size or 0)
-                with MemoryFile(content) as file, file.open() as dataset:
-                    pixels = read(dataset)
+            with rasterio.open(_gdal_path(location)) as dataset:
+                pixels = read(dataset)
         except RasterioError as error:
-            raise ImageError(f"{location.path}: {_reason(location, error)}") from None
+            raise ImageError(f"{location}: {_reason(location, error)}") from None
+    return _plain(pixels)
+
+
+def _gdal_path(location: Location) -> str:
+    """What rasterio opens; a window of a shard's member costs its own tiles alone, not the member."""
+    if location.offset is None:
+        return location.path
+    return f"/vsisubfile/{location.offset}_{location.size or 0},{location.path}"
+
+
+def _is_array(location: Location) -> bool:
+    return str(location).lower().endswith(_ARRAY)
+
+
+def _read_array(location: Location, window: Window | None) -> Picture:
+    if location.offset is None:
+        stored = np.load(location.path, mmap_mode="r", allow_pickle=False)
+    else:
+        content = io.BytesIO(_SHARDS.read(location.path, location.offset, location.size or 0))
+        stored = np.load(content, allow_pickle=False)
+    if not isinstance(stored, np.ndarray) or stored.ndim not in (2, 3) or stored.dtype.kind not in "uif":
+        found = f"{stored.dtype} of shape {stored.shape}" if isinstance(stored, np.ndarray) else "no array"
+        raise ImageError(f"{location}: an image is an array of two or three axes of numbers, this is {found}")
+    if stored.ndim == 2:
+        stored = stored[..., None]
+    elif stored.shape[0] < stored.shape[2]:
+        stored = np.moveaxis(stored, 0, -1)
+    if window:
+        stored = cut(stored, window, str(location))
+    return _plain(np.array(stored, order="C"))
+
+
+def _plain(pixels: np.ndarray) -> np.ndarray | Image.Image:
+    """Bytes of one or three channels as a Pillow image, other types than a picture's as float32."""
     if pixels.dtype not in (np.uint8, np.uint16, np.float32):
         pixels = pixels.astype(np.float32)
     if pixels.dtype == np.uint8 and pixels.shape[-1] in (1, 3):
@@ -214,10 +259,10 @@ def stored_type(location: Location) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(location.path) as dataset:
+            with rasterio.open(_gdal_path(location)) as dataset:
                 return str(dataset.dtypes[0])
         except RasterioError as error:
-            raise ImageError(f"{location.path}: {_reason(location, error)}") from None
+            raise ImageError(f"{location}: {_reason(location, error)}") from None
 
 
 def is_geotiff(path: str) -> bool:
@@ -288,6 +333,35 @@ def with_channels(picture: Picture, channels: int) -> Picture:
     raise ImageError(f"an image of {have} channels stands where its source has {channels}")
 
 
+def select_channels(picture: Picture, select: Sequence[int]) -> Picture:
+    """The stored channels of these numbers, in this order; all of them where no number is given.
+
+    Raises:
+        ImageError: The picture has no channel of such a number.
+    """
+    if not select:
+        return picture
+    have = channels_of(picture)
+    if not 0 <= min(select) <= max(select) < have:
+        raise ImageError(f"an image of {have} channels has not all of the channels {list(select)} wanted")
+    if tuple(select) == tuple(range(have)):
+        return picture
+    if isinstance(picture, Image.Image) and len(select) in (1, 3):
+        planes = [picture.getchannel(channel) for channel in select]
+        return planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
+    pixels = np.asarray(picture).reshape(*size_of(picture), have)
+    return np.ascontiguousarray(pixels[..., list(select)])
+
+
+def as_read(picture: Picture, statistics: SourceStatistics) -> Picture:
+    """A stored picture as its source is read: the selected channels, grey repeated or reduced to the count.
+
+    Raises:
+        ImageError: The picture has not the channels its source has.
+    """
+    return with_channels(select_channels(picture, statistics.select), statistics.channels)
+
+
 class SceneCache:
     """The scenes decoded last, so that neighbouring windows do not decode their file again.
 
@@ -324,9 +398,10 @@ def read_window(location: Location, window: Window | None, cache: SceneCache | N
     Raises:
         ImageError: As ``read_picture``.
     """
-    if window is None or cache is None or is_geotiff(location.path):
+    mapped = _is_array(location) and location.offset is None
+    if window is None or cache is None or mapped or is_geotiff(str(location)):
         return read_picture(location, window)
-    return cut(cache.get(location, read_picture), window, location.path)
+    return cut(cache.get(location, read_picture), window, str(location))
 
 
 def resize(picture: Picture, size: tuple[int, int], fill: np.ndarray | None = None) -> np.ndarray:

@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from codemae.data.images import Location, Window, resolve_inside
+from codemae.data.images import Location, Window, resolve_inside, split_member
 from codemae.data.index_file import (
     COLUMNS,
     FILE_NAME,
+    SHARD_COLUMNS,
     IndexFileError,
     map_index,
     recorded_root,
@@ -194,8 +195,11 @@ class Index:
         if relative is None:
             raise IndexFileError(f"row {row} has no {modality} image")
         part, _ = self._locate(int(row))
-        path = resolve_inside(part.root, relative)
-        return Location(path, self.cell(row, f"{modality}_offset"), self.cell(row, f"{modality}_size"))
+        offset = self.cell(row, f"{modality}_offset")
+        if offset is None:
+            return Location(resolve_inside(part.root, relative))
+        shard, member = split_member(relative)
+        return Location(resolve_inside(part.root, shard), offset, self.cell(row, f"{modality}_size"), member)
 
     def window(self, row: int) -> Window | None:
         """The part of the image that is the sample, None for all of it."""
@@ -269,19 +273,26 @@ class Index:
             return np.array(values, dtype=np.int64)
         several = np.zeros((len(values), len(self.classes)), dtype=np.float32)
         for place, value in enumerate(values):
+            if not all(0 <= number < len(self.classes) for number in value):
+                raise IndexFileError(
+                    f"row {wanted[place]} of {', '.join(self.folders)} has the labels {value}, the class "
+                    f"list only 0 to {len(self.classes) - 1}; prepare the index again"
+                )
             several[place, value] = 1
         return several
 
     def hash(self) -> str:
-        """Split hash: equal for equal selected samples in equal order, wherever the data lies."""
+        """Split hash: equal for equal selected samples in equal order, wherever they lie, packed or not."""
         digest = hashlib.sha256()
         for part, start in zip(self._parts, self._starts[:-1], strict=True):
             mine = self.rows[(self.rows >= start) & (self.rows < start + part.table.num_rows)] - start
             for column in COLUMNS:
                 digest.update(column.encode())
-                if column not in part.columns:
+                if column not in part.columns or column in SHARD_COLUMNS:
                     continue
                 values = part.columns[column]
+                if f"{column}_offset" in part.columns:
+                    values = _unpacked(values, part.columns[f"{column}_offset"])
                 if column in ("source", "split"):
                     words = np.array(part.sources if column == "source" else part.splits)
                     cells = pa.chunked_array([pa.array(words[values.to_numpy()[mine]])])
@@ -301,6 +312,15 @@ class Index:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as folders to map again, not as rows."""
         return open_index, (self.folders, self.splits, tuple(part.root for part in self._parts))
+
+
+def _unpacked(paths: pa.ChunkedArray, offsets: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Paths of images as they were before packing."""
+    names = [
+        path if path is None or offset is None else split_member(path)[1] or path
+        for path, offset in zip(paths.to_pylist(), offsets.to_pylist(), strict=True)
+    ]
+    return pa.chunked_array([pa.array(names, pa.string())])
 
 
 def _update(digest: Any, cells: pa.ChunkedArray) -> None:

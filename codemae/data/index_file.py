@@ -29,9 +29,9 @@ CACHE_NAME = "index.arrow"
 _CODED = ("source", "split")
 _REQUIRED = (*_CODED, "group")
 _PATHS = ("optical", "sar", "mask", "post")
-_INTEGERS = ("optical_offset", "optical_size", "sar_offset", "sar_size")
+SHARD_COLUMNS = ("optical_offset", "optical_size", "sar_offset", "sar_size")
 _WINDOW = ("x", "y", "width", "height")
-COLUMNS = (*_REQUIRED, *_PATHS, *_INTEGERS, *_WINDOW, "label")
+COLUMNS = (*_REQUIRED, *_PATHS, *SHARD_COLUMNS, *_WINDOW, "label")
 _CHUNK = 65_536
 _HOW = (
     "make one with\n"
@@ -53,7 +53,7 @@ def schema(multi_label: bool = False) -> pa.Schema:
         [pa.field(name, code, nullable=False) for name in _CODED]
         + [pa.field("group", pa.string(), nullable=False)]
         + [(name, pa.string()) for name in _PATHS]
-        + [(name, pa.int64()) for name in _INTEGERS]
+        + [(name, pa.int64()) for name in SHARD_COLUMNS]
         + [(name, pa.int32()) for name in _WINDOW]
         + [("label", label)]
     )
@@ -124,7 +124,7 @@ def _conform(rows: pa.Table | Iterable[Mapping[str, Any]]) -> pa.Table:
             arrays.append(array.dictionary_encode() if coded else array)
         else:
             arrays.append(values.cast(field.type))
-    return pa.table(arrays, schema=wanted)
+    return pa.table(arrays, schema=wanted).unify_dictionaries()
 
 
 def _check(table: pa.Table, statistics: IndexStatistics) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from codemae.data.crops import Crop, take_crop
-from codemae.data.images import SceneCache, read_window, size_of, with_channels
+from codemae.data.images import SceneCache, as_read, read_window, size_of
 from codemae.data.index import Index, IndexFileError
 from codemae.modality import get_modality
 
@@ -69,7 +69,7 @@ class LabelledImages(Dataset[tuple[Tensor, int | Tensor, int]]):
         row = int(self.rows[item])
         statistics = self.index.stats(self.index.source(row), self.modality)
         picture = read_window(self.index.location(row, self.modality), self.index.window(row), self._cache)
-        picture = with_channels(picture, statistics.channels)
+        picture = as_read(picture, statistics)
         height, width = size_of(picture)
         fill = np.array(statistics.mean, dtype=np.float32)
         as_bytes = statistics.pixels == "uint8"

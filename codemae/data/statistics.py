@@ -12,8 +12,9 @@ import numpy as np
 import yaml
 
 FILE_NAME = "stats.yaml"
-_RULES = ("uint8", "linear", "db")
+_RULES = ("uint8", "linear", "db", "amplitude")
 _DARKEST = 1e-10
+_OPTIONAL = ("bands", "select", "percentiles", "reason")
 
 
 class StatisticsError(ValueError):
@@ -25,9 +26,10 @@ class Scaling:
     """The rule that maps stored pixel values onto [0, 1].
 
     Attributes:
-        rule: ``uint8`` (value / 255), ``linear`` ((value - low) / (high - low)) or ``db`` (10 log10 of
-            power, then linear). Both of the latter clip to [0, 1].
-        low: Stored value (``linear``) or decibels (``db``) that become 0.
+        rule: ``uint8`` (value / 255), ``linear`` ((value - low) / (high - low)), ``db`` (10 log10 of an
+            intensity, then linear) or ``amplitude`` (20 log10, then linear). All but the first clip to
+            [0, 1].
+        low: Stored value (``linear``) or decibels (``db``, ``amplitude``) that become 0.
         high: What becomes 1.
     """
 
@@ -46,7 +48,7 @@ class Scaling:
 
     @classmethod
     def parse(cls, text: str) -> "Scaling":
-        """Reads what ``str`` wrote: ``uint8``, ``linear:LOW:HIGH`` or ``db:LOW:HIGH``."""
+        """Reads what ``str`` wrote: ``uint8``, or ``linear``, ``db`` or ``amplitude`` with ``:LOW:HIGH``."""
         rule, *bounds = str(text).split(":")
         if rule == "uint8" and not bounds:
             return cls()
@@ -54,7 +56,8 @@ class Scaling:
             low, high = (float(bound) for bound in bounds)
         except ValueError:
             raise StatisticsError(
-                f"scaling {text!r} is none of uint8, linear:LOW:HIGH, db:LOW:HIGH; correct {FILE_NAME}"
+                f"scaling {text!r} is none of uint8, linear:LOW:HIGH, db:LOW:HIGH (intensity), "
+                f"amplitude:LOW:HIGH; correct it, on the command line or in {FILE_NAME}"
             ) from None
         return cls(rule, low, high)
 
@@ -64,14 +67,20 @@ class Scaling:
         if self.rule == "uint8":
             return scaled / np.float32(255)
         scaled[~np.isfinite(scaled)] = np.nan
-        if self.rule == "db":
-            scaled = decibels(scaled)
+        if self.rule != "linear":
+            scaled = decibels(scaled, self.rule)
         return np.clip((scaled - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1)
 
 
-def decibels(values: np.ndarray) -> np.ndarray:
-    """10 log10 of power; zero and less count as the darkest power that is told apart, 1e-10."""
-    return 10 * np.log10(np.maximum(values, np.asarray(_DARKEST, values.dtype)))
+def decibels(values: np.ndarray, rule: str = "db") -> np.ndarray:
+    """10 log10 of intensities, 20 log10 of amplitudes; the darkest value told apart is 1e-10.
+
+    Args:
+        values: Stored values; zero and less count as the darkest.
+        rule: ``db`` for intensities, ``amplitude``.
+    """
+    factor = 20 if rule == "amplitude" else 10
+    return factor * np.log10(np.maximum(values, np.asarray(_DARKEST, values.dtype)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +96,10 @@ class SourceStatistics:
         computed: How the numbers came about: ``measured`` or ``published``.
         images: How many images were measured.
         pixel_count: How many pixels were.
+        bands: Names of the channels that are read, where they have any.
+        select: Stored channel numbers that are read, in order; empty where all are.
+        percentiles: Percentage (``1``, ``2``, ``50``, ``98``, ``99``) to the [0, 1] value of each channel.
+        reason: Why the scaling is what it is, where a rule chose it among several readings.
     """
 
     channels: int
@@ -97,6 +110,10 @@ class SourceStatistics:
     computed: str = "measured"
     images: int = 0
     pixel_count: int = 0
+    bands: tuple[str, ...] = ()
+    select: tuple[int, ...] = ()
+    percentiles: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    reason: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
@@ -107,12 +124,17 @@ class SourceStatistics:
             raise StatisticsError(f"mean {self.mean} and std {self.std} must be finite, std above 0")
         if self.pixels not in ("uint8", "float32"):
             raise StatisticsError(f"pixels are uint8 or float32, got {self.pixels!r}")
+        for what, given in (("bands", self.bands), ("select", self.select)):
+            if given and len(given) != self.channels:
+                raise StatisticsError(f"{what} {list(given)} must name each of the {self.channels} channels")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for YAML."""
         plain = asdict(self)
         plain |= {"mean": [round(v, 6) for v in self.mean], "std": [round(v, 6) for v in self.std]}
-        return plain | {"scaling": str(self.scaling)}
+        plain |= {"bands": list(self.bands), "select": list(self.select), "scaling": str(self.scaling)}
+        plain["percentiles"] = {k: [round(v, 6) for v in values] for k, values in self.percentiles.items()}
+        return {name: value for name, value in plain.items() if name not in _OPTIONAL or value}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "SourceStatistics":
@@ -126,8 +148,12 @@ class SourceStatistics:
             values["mean"] = tuple(float(v) for v in values["mean"])
             values["std"] = tuple(float(v) for v in values["std"])
             values["scaling"] = Scaling.parse(values["scaling"])
+            values["bands"] = tuple(str(name) for name in values.get("bands", ()))
+            values["select"] = tuple(int(number) for number in values.get("select", ()))
+            percentiles = values.get("percentiles", {}).items()
+            values["percentiles"] = {str(k): tuple(float(v) for v in each) for k, each in percentiles}
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise StatisticsError(f"statistics entry {dict(plain)} is not complete: {error}") from None
 
     def expanded(self, channels: int) -> "SourceStatistics":
@@ -141,9 +167,10 @@ class SourceStatistics:
         if self.channels != 1:
             raise StatisticsError(f"images of {self.channels} channels cannot become images of {channels}")
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return SourceStatistics(
-            **plain | {"channels": channels, "mean": self.mean * channels, "std": self.std * channels}
-        )
+        plain |= {"channels": channels, "mean": self.mean * channels, "std": self.std * channels}
+        plain |= {"bands": self.bands * channels, "select": self.select * channels}
+        plain["percentiles"] = {share: values * channels for share, values in self.percentiles.items()}
+        return SourceStatistics(**plain)
 
 
 @dataclass(kw_only=True)
@@ -167,11 +194,12 @@ class IndexStatistics:
         return {"format": 1, "sources": sources} | ({"classes": list(self.classes)} if self.classes else {})
 
     def hash(self) -> str:
-        """Hash of scaling, mean, std and channels of all sources: equal hashes standardise images equally."""
-        keys = ("channels", "mean", "std", "scaling")
+        """Hash of all that standardises: selection, scaling, mean, std and channels of every source."""
+        keys = ("channels", "mean", "std", "scaling", "select")
         facts = {
             source: {
-                modality: {k: statistics.to_dict()[k] for k in keys} for modality, statistics in sides.items()
+                modality: {k: v for k, v in statistics.to_dict().items() if k in keys}
+                for modality, statistics in sides.items()
             }
             for source, sides in self.sources.items()
         }

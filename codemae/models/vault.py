@@ -27,7 +27,7 @@ from torchvision.ops import roi_align
 from codemae.data.batch import Batch
 from codemae.data.crops import Crop, take_crop
 from codemae.data.dataset import Draw, PairDataset
-from codemae.data.images import ImageError, SceneCache, read_window, size_of, with_channels
+from codemae.data.images import ImageError, SceneCache, as_read, read_window, size_of
 from codemae.data.index import Index
 from codemae.data.views import View, Views
 from codemae.models.teacher import Teacher, TeacherConfig, TeacherError, TokenSource, finish_tokens
@@ -254,7 +254,7 @@ class _WholeImages(Dataset[tuple[int, Tensor | str]]):
             picture = read_window(
                 self.index.location(row, self.modality), self.index.window(row), self._cache
             )
-            picture = with_channels(picture, statistics.channels)
+            picture = as_read(picture, statistics)
         except ImageError as error:
             return row, f"{self.index.describe(row, self.modality)}: {error}"
         as_bytes = statistics.pixels == "uint8"

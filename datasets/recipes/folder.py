@@ -4,8 +4,6 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
-
 from codemae.modality import MODALITY_NAMES
 from recipes.plan import (
     Candidate,
@@ -17,10 +15,11 @@ from recipes.plan import (
     images_below,
     require_folder,
 )
+from recipes.splits import SPLITS as _SPLITS
+from recipes.splits import draw
 
 HELP = "a folder per class: DIR/<class>/* or DIR/{train,test}/<class>/*"
 
-_SPLITS = ("train", "val", "test")
 _COMMAND = "python datasets/prepare.py folder --root DIR --modality optical|sar --out INDEX_DIR"
 
 
@@ -69,8 +68,8 @@ def plan(args: argparse.Namespace) -> Plan:
                 source=args.source or root.name,
                 split=split,
                 group=group_of(stem, pattern),
-                paths={args.modality: relative.as_posix()},
                 label=number[path.parent.name],
+                **{args.modality: relative.as_posix()},
             )
         )
     if args.split_fraction is not None:
@@ -150,13 +149,4 @@ def _draw_split(candidates: list[Candidate], share: float, seed: int) -> None:
     """Draws a share of each class's groups as train and the rest as test."""
     if not 0 < share < 1:
         raise PrepareError(f"--split-fraction lies between 0 and 1, got {share}")
-    groups: dict[int, set[str]] = defaultdict(set)
-    for candidate in candidates:
-        groups[candidate.label or 0].add(candidate.group)
-    train: set[str] = set()
-    for label, names in groups.items():
-        ordered = sorted(names)
-        order = np.random.default_rng([seed, label]).permutation(len(ordered))
-        train |= {ordered[place] for place in order[: round(len(ordered) * share)]}
-    for candidate in candidates:
-        candidate.split = "train" if candidate.group in train else "test"
+    draw(candidates, {"train": share}, "test", seed)

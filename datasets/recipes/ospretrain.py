@@ -91,7 +91,7 @@ def _unpaired(root: Path, found: dict[str, dict[str, Path]]) -> list[Candidate]:
             source=UNPAIRED,
             split="train",
             group=f"{_SIDES[modality]}/{stem}",
-            paths={modality: path.relative_to(root).as_posix()},
+            **{modality: path.relative_to(root).as_posix()},
         )
         for modality, images in found.items()
         for stem, path in images.items()
@@ -127,7 +127,7 @@ def _listed(
                 modality: images[stem].relative_to(root).as_posix() for modality, images in found.items()
             }
             use = "test" if split == "test" and source in TEST_HELD_BACK else "train"
-            candidates.append(Candidate(key, source, use, stem, paths))
+            candidates.append(Candidate(key, source, use, stem, **paths))
     every = found["optical"].keys() | found["sar"].keys()
     return candidates, len(every - named.keys())
 

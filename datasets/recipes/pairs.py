@@ -66,7 +66,7 @@ def plan(args: argparse.Namespace) -> Plan:
             left_out.append(LeftOut(stem, "no split", f"scene {group!r} is not in {args.split_csv}"))
             continue
         paths = {modality: images[stem].relative_to(root).as_posix() for modality, images in found.items()}
-        candidates.append(Candidate(stem, args.source or root.name or "pairs", split, group, paths))
+        candidates.append(Candidate(stem, args.source or root.name or "pairs", split, group, **paths))
     return Plan(root=root, candidates=candidates, left_out=left_out)
 
 

@@ -1,13 +1,15 @@
 """What a recipe hands over: the samples it found and what it left out."""
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from codemae.data.statistics import SourceStatistics
+from recipes.labels import MaskClasses
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".npy")
 
 
 class PrepareError(Exception):
@@ -23,16 +25,27 @@ class Candidate:
         source: Source it belongs to.
         split: Its split.
         group: Scene or place; a split never cuts a group.
-        paths: Modality to path relative to the plan's root.
-        label: Class number.
+        optical: Path of the optical image, relative to the plan's root.
+        sar: Path of the SAR image.
+        mask: Path of the mask.
+        post: Path of the image of the second date.
+        label: Class number, or numbers of all classes present.
     """
 
     key: str
     source: str
     split: str
     group: str
-    paths: dict[str, str]
-    label: int | None = None
+    optical: str | None = None
+    sar: str | None = None
+    mask: str | None = None
+    post: str | None = None
+    label: int | list[int] | None = None
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Modality to path, of the images of the first date."""
+        return {name: path for name in ("optical", "sar") if (path := getattr(self, name)) is not None}
 
 
 @dataclass(slots=True)
@@ -42,6 +55,10 @@ class LeftOut:
     sample: str
     kind: str
     reason: str
+
+
+Kept = Iterable[tuple[Candidate, tuple[int, int]]]
+"""The samples that are indexed, with the height and width of their images."""
 
 
 @dataclass(kw_only=True)
@@ -55,6 +72,15 @@ class Plan:
         classes: Class names, in the order of their numbers.
         published: Source to modality to statistics that are taken as published instead of measured.
         notes: Further facts for the report.
+        tile: Side of the windows, unless the command line gives one.
+        stride: Step between them.
+        scaling: Modality to scaling rule, unless the command line gives one.
+        bands: Modality to the names of the stored channels.
+        select: Modality to the names of the channels to read, unless the command line says it.
+        mask_classes: How labels come out of masks, where they do.
+        expected: Split to number of rows that a complete copy gives.
+        write_beside: Writes further files into the index folder, given it and the samples that are kept;
+            returns facts for the report.
     """
 
     root: Path
@@ -63,6 +89,22 @@ class Plan:
     classes: tuple[str, ...] = ()
     published: dict[str, dict[str, SourceStatistics]] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
+    tile: int | None = None
+    stride: int | None = None
+    scaling: dict[str, str] = field(default_factory=dict)
+    bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    select: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    mask_classes: MaskClasses | None = None
+    expected: dict[str, int] = field(default_factory=dict)
+    write_beside: list[Callable[[Path, Kept], dict[str, object]]] = field(default_factory=list)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.writing")
+    staged.write_text(text)
+    os.replace(staged, path)
 
 
 def images_below(folder: Path) -> Iterator[Path]:

@@ -17,12 +17,18 @@ from codemae.data.images import (
 )
 from codemae.data.measuring import Moments, Survey
 from codemae.data.statistics import SourceStatistics, StatisticsError
+from codemae.modality import MODALITY_NAMES
+from recipes.bands import Selection
+from recipes.labels import LabelError, size_of_mask
 from recipes.plan import Candidate, LeftOut, Plan, PrepareError
 
 _CHUNK = 32
 
 Advance = Callable[[int], None]
 SourceModality = tuple[str, str]
+
+_SECOND_DATE = "sar"
+"""Modality of the images of the second date."""
 
 
 @dataclass
@@ -52,7 +58,14 @@ class _Findings:
 _Numbered = list[tuple[int, Candidate]]
 
 
-def scan(plan: Plan, scalings: dict[str, str], workers: int, advance: Advance, tile: int = 0) -> Scan:
+def scan(
+    plan: Plan,
+    scalings: dict[str, str],
+    workers: int,
+    advance: Advance,
+    tile: int = 0,
+    chosen: dict[str, Selection] | None = None,
+) -> Scan:
     """Reads all candidates of a plan.
 
     Statistics are of the ``train`` rows of a source where it has any, so that test images stay out of them.
@@ -63,6 +76,7 @@ def scan(plan: Plan, scalings: dict[str, str], workers: int, advance: Advance, t
         workers: Processes that read.
         advance: Told how many candidates were read.
         tile: Side of a window that every image has to hold.
+        chosen: Modality to the channels to read; all where not given.
 
     Raises:
         PrepareError: The images of a source do not go together.
@@ -71,12 +85,13 @@ def scan(plan: Plan, scalings: dict[str, str], workers: int, advance: Advance, t
     result = Scan()
     surveys: dict[SourceModality, Survey] = {}
     numbered = list(enumerate(plan.candidates))
+    channels = chosen or dict.fromkeys(MODALITY_NAMES, Selection())
     with _Pool(workers) as run:
-        for findings in run(partial(_survey, str(plan.root), trained, tile), _chunks(numbered)):
+        for findings in run(partial(_survey, str(plan.root), trained, tile, channels), _chunks(numbered)):
             result.sizes |= findings.sizes
             result.left_out += findings.left_out
             for key, survey in findings.surveys.items():
-                surveys.setdefault(key, Survey(key[1])).merge(survey)
+                surveys.setdefault(key, channels[key[1]].survey(key[1])).merge(survey)
             advance(len(findings.sizes) + len(findings.left_out))
         moments: dict[SourceModality, Moments] = {}
         for (source, modality), survey in sorted(surveys.items()):
@@ -88,7 +103,7 @@ def scan(plan: Plan, scalings: dict[str, str], workers: int, advance: Advance, t
             try:
                 scaling = survey.scaling(scalings[modality])
                 if survey.native == "float32":
-                    moments[source, modality] = Moments(scaling, survey.channels)
+                    moments[source, modality] = survey.moments(scaling)
                 else:
                     result.statistics.setdefault(source, {})[modality] = survey.statistics(scaling)
             except StatisticsError as error:
@@ -128,19 +143,29 @@ def _measured(candidate: Candidate, trained: Iterable[str]) -> bool:
 
 
 def _locations(root: str, candidate: Candidate) -> dict[str, Location]:
-    return {modality: Location(resolve_inside(root, path)) for modality, path in candidate.paths.items()}
+    """Side to place of the images; the second date is there as ``post``."""
+    paths = candidate.paths | ({"post": candidate.post} if candidate.post is not None else {})
+    return {side: Location(resolve_inside(root, path)) for side, path in paths.items()}
 
 
-def _survey(root: str, trained: set[str], tile: int, chunk: _Numbered) -> _Findings:
+def _modality(side: str) -> str:
+    return _SECOND_DATE if side == "post" else side
+
+
+def _survey(
+    root: str, trained: set[str], tile: int, chosen: dict[str, Selection], chunk: _Numbered
+) -> _Findings:
     findings = _Findings()
     for place, candidate in chunk:
         locations = _locations(root, candidate)
         try:
-            pictures = {modality: read_picture(location) for modality, location in locations.items()}
-        except ImageError as error:
+            pictures = {side: read_picture(location) for side, location in locations.items()}
+            sizes = {side: size_of(picture) for side, picture in pictures.items()}
+            if candidate.mask is not None:
+                sizes["mask"] = size_of_mask(resolve_inside(root, candidate.mask))
+        except (ImageError, LabelError) as error:
             findings.left_out.append(LeftOut(candidate.key, "unreadable", str(error)))
             continue
-        sizes = {modality: size_of(picture) for modality, picture in pictures.items()}
         if len(set(sizes.values())) > 1:
             words = " but ".join(f"{modality} is {h} x {w}" for modality, (h, w) in sizes.items())
             findings.left_out.append(LeftOut(candidate.key, "different sizes", f"{words} (height x width)"))
@@ -152,9 +177,10 @@ def _survey(root: str, trained: set[str], tile: int, chunk: _Numbered) -> _Findi
             continue
         findings.sizes[place] = height, width
         if _measured(candidate, trained):
-            for modality, picture in pictures.items():
-                survey = findings.surveys.setdefault((candidate.source, modality), Survey(modality))
-                survey.add(picture, _native(locations[modality]))
+            for side, picture in pictures.items():
+                key = candidate.source, _modality(side)
+                survey = findings.surveys.setdefault(key, chosen[key[1]].survey(key[1]))
+                survey.add(picture, _native(locations[side]))
     return findings
 
 
@@ -168,10 +194,10 @@ def _moments(
 ) -> dict[SourceModality, Moments]:
     counted: dict[SourceModality, Moments] = {}
     for _, candidate in chunk:
-        for modality, location in _locations(root, candidate).items():
-            key = candidate.source, modality
+        for side, location in _locations(root, candidate).items():
+            key = candidate.source, _modality(side)
             if key in blank:
-                fresh = Moments(blank[key].scaling, blank[key].channels)
+                fresh = blank[key].fresh()
                 counted.setdefault(key, fresh).add(read_picture(location))
     return counted
 

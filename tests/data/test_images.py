@@ -1,3 +1,4 @@
+import dataclasses
 import tarfile
 
 import numpy as np
@@ -10,12 +11,14 @@ from codemae.data.images import (
     Location,
     PathError,
     SceneCache,
+    as_read,
     read_picture,
     read_window,
     resize,
     resolve_inside,
     with_channels,
 )
+from codemae.data.statistics import SourceStatistics
 
 
 def test_palette_cmyk_grey_and_transparent_images_become_plain(tmp_path):
@@ -161,3 +164,58 @@ def test_resizing_float_agrees_with_bytes_and_keeps_nan_in_its_place():
     resized = resize(holed, (24, 24), fill=as_float.mean(axis=(0, 1)))
     assert np.isnan(resized[:, :3, :3]).all()
     assert np.isfinite(resized[:, 5:, 5:]).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
+def test_arrays_of_npy_files_in_every_order_of_axes(tmp_path, kind):
+    values = (np.random.default_rng(0).random((10, 12, 5)) * 200).astype(kind)
+    wanted = kind if kind in (np.uint8, np.uint16, np.float32) else np.float32
+    for name, stored in (("last", values), ("first", np.moveaxis(values, -1, 0)), ("flat", values[..., 0])):
+        np.save(tmp_path / f"{name}.npy", stored)
+        location = Location(str(tmp_path / f"{name}.npy"))
+        truth = values[..., :1] if name == "flat" else values
+        whole = np.asarray(read_picture(location)).reshape(truth.shape)
+        assert whole.dtype == wanted
+        np.testing.assert_array_equal(whole, truth.astype(wanted))
+        for cache in (None, SceneCache(1 << 20)):
+            part = np.asarray(read_window(location, (3, 2, 5, 4), cache)).reshape(4, 5, -1)
+            np.testing.assert_array_equal(part, truth[2:6, 3:8].astype(wanted))
+
+
+def test_arrays_that_are_no_images_are_refused(tmp_path):
+    cases = {
+        "pickle": np.array([{"a": 1}], dtype=object),
+        "vector": np.zeros(4),
+        "words": np.array([["a"]]),
+        "complex": np.zeros((4, 4), complex),
+    }
+    for name, stored in cases.items():
+        np.save(tmp_path / f"{name}.npy", stored, allow_pickle=True)
+        with pytest.raises(ImageError, match=name):
+            read_picture(Location(str(tmp_path / f"{name}.npy")))
+    (tmp_path / "empty.npy").write_bytes(b"")
+    with pytest.raises(ImageError, match="the file is empty"):
+        read_picture(Location(str(tmp_path / "empty.npy")))
+    np.save(tmp_path / "cut.npy", np.zeros((50, 50, 3), np.float32))
+    whole = (tmp_path / "cut.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[:2000])
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        read_picture(Location(str(tmp_path / "cut.npy")))
+    with pytest.raises(ImageError, match="no such file"):
+        read_picture(Location(str(tmp_path / "none.npy")))
+
+
+def test_selected_channels_come_in_the_order_asked_for():
+    bands = np.arange(4 * 6 * 5, dtype=np.uint16).reshape(4, 6, 5)
+    five = SourceStatistics(channels=3, mean=(0.5,) * 3, std=(0.2,) * 3, select=(3, 2, 1))
+    np.testing.assert_array_equal(as_read(bands, five), bands[..., [3, 2, 1]])
+    turned = dataclasses.replace(five, select=(2, 1, 0))
+    np.testing.assert_array_equal(as_read(Image.fromarray(picture(0)), turned), picture(0)[..., ::-1])
+    one = SourceStatistics(channels=1, mean=(0.5,), std=(0.2,), select=(1,))
+    assert np.array_equal(as_read(Image.fromarray(picture(0)), one), picture(0)[..., 1])
+    pair = SourceStatistics(channels=2, mean=(0.5,) * 2, std=(0.2,) * 2, select=(2, 0))
+    np.testing.assert_array_equal(as_read(Image.fromarray(picture(0)), pair), picture(0)[..., [2, 0]])
+    with pytest.raises(ImageError, match="has not all of the channels"):
+        as_read(bands[..., :3], five)
+    plain = SourceStatistics(channels=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert as_read(Image.fromarray(picture(0, channels=1)), plain).mode == "RGB"
