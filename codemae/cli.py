@@ -1,4 +1,4 @@
-"""The `codemae` command: models, convert, embed, analyze, compare, diff, doctor."""
+"""The `codemae` command: models, convert, embed, analyze, compare, summary, diff, layer-decay, doctor."""
 
 import argparse
 import json
@@ -84,12 +84,19 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("--no-map", action="store_true", help="skip the UMAP, the slowest part")
     analyze.set_defaults(run=_analyze)
 
-    compare = commands.add_parser(
-        "compare", help="two result cards side by side; refuses to rank unlike ones"
-    )
+    compare = commands.add_parser("compare", help="result cards side by side; refuses to rank unlike ones")
     compare.add_argument("a", type=Path, help="results.json, or its folder")
-    compare.add_argument("b", type=Path, help="another")
+    compare.add_argument("b", type=Path, nargs="+", help="another, or several")
+    compare.add_argument("--markdown", action="store_true", help="a Markdown table")
     compare.set_defaults(run=_compare)
+
+    summary = commands.add_parser(
+        "summary", help="a folder of result cards in the layout of the paper's tables"
+    )
+    summary.add_argument("folder", type=Path, metavar="DIR", help="searched in depth for results.json")
+    summary.add_argument("--markdown", action="store_true", help="Markdown tables")
+    summary.add_argument("--peers", action="store_true", help="also the paper's figures of other methods")
+    summary.set_defaults(run=_summary)
 
     diff = commands.add_parser(
         "diff", help="fields in which two pretraining configs differ, defaults filled in"
@@ -97,6 +104,16 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("a", type=Path, metavar="A.yaml")
     diff.add_argument("b", type=Path, metavar="B.yaml")
     diff.set_defaults(run=_diff)
+
+    layer_decay = commands.add_parser("layer-decay", help="learning-rate scale of every layer of an encoder")
+    layer_decay.add_argument(
+        "arch", metavar="ARCH", help="an encoder of `codemae models`, such as hivit_base"
+    )
+    layer_decay.add_argument(
+        "--variant", default="official", help="official, hivit, itpn or hivit_detection (official)"
+    )
+    layer_decay.add_argument("--decay", type=float, default=0.85, help="factor a layer (0.85)")
+    layer_decay.set_defaults(run=_layer_decay)
 
     doctor = commands.add_parser("doctor", help="check this machine and environment")
     doctor.add_argument(
@@ -213,7 +230,14 @@ def _analyze(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from codemae.evaluation.card import compare
 
-    print(compare(arguments.a, arguments.b))
+    print(compare(arguments.a, *arguments.b, markdown=arguments.markdown))
+    return 0
+
+
+def _summary(arguments: argparse.Namespace) -> int:
+    from codemae.evaluation.summary import summarise
+
+    print(summarise(arguments.folder, markdown=arguments.markdown, peers=arguments.peers))
     return 0
 
 
@@ -241,6 +265,21 @@ def _resolved(path: Path) -> dict[str, object]:
     placeholders = {"data": {"index": ["INDEX"]}, "output_dir": "OUT"}
     sources = [("placeholders", placeholders), (str(path), tree)]
     return to_dict(build_config(PretrainConfig, sources, variants={"method": METHODS.config}))
+
+
+def _layer_decay(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from codemae.models.factory import create_encoder
+    from codemae.models.layer_decay import layer_table
+
+    with torch.device("meta"):  # a table needs no memory for the weights
+        lines = layer_table(create_encoder(arguments.arch), arguments.variant, arguments.decay)
+    table = Table("part", "", "id", "scale", "parameters")
+    for line in lines:
+        table.add_row(line.part, line.kind, str(line.id), f"{line.scale:.6f}", f"{line.parameters:,}")
+    _console().print(table)
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

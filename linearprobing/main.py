@@ -17,22 +17,33 @@ from codemae.data.images import ImageError, PathError
 from codemae.data.index import Index, IndexFileError, open_index
 from codemae.data.statistics import StatisticsError
 from codemae.evaluation.card import CARD_NAME, Card, Protocol, SelectedBy, joint_hash, sample_std
+from codemae.evaluation.carving import CarvingError, carve_validation
 from codemae.evaluation.features import FeatureStore, file_hash, rows_hash, weights_hash
-from codemae.evaluation.metrics import metric_of
+from codemae.evaluation.few_shot import FewShot, FewShotError, few_shot_rows, label_fraction_rows
+from codemae.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_scores
+from codemae.evaluation.metrics import metric_of, score
 from codemae.evaluation.probe import (
-    FewShot,
     ProbeError,
     ProbeSettings,
+    best_epochs,
     evaluate_probes,
-    few_shot_rows,
     normalise_features,
     train_probes,
 )
+from codemae.models.bands import BandFilling, filling_for
 from codemae.models.factory import load_encoder
 from codemae.models.lite import LITE_NAME
 
-USER_ERRORS = (IndexFileError, StatisticsError, PathError, ImageError, WeightsError, ProbeError)
-Reading = tuple[Protocol, SelectedBy, list[float]]
+USER_ERRORS = (
+    IndexFileError,
+    StatisticsError,
+    PathError,
+    ImageError,
+    WeightsError,
+    ProbeError,
+    FewShotError,
+    CarvingError,
+)
 
 
 @dataclass(kw_only=True)
@@ -59,17 +70,26 @@ class ProbeConfig:
     """Keys of the command line and of ``configs/*.yaml``.
 
     Attributes:
-        encoder: FILE, released NAME, random:ARCH, random:FILE, timm:NAME or efficientnet_lite0.
+        encoder: FILE, released NAME, random:ARCH, random:FILE, timm:NAME[:FILE], torchgeo:NAME[:WEIGHTS] or
+            efficientnet_lite0.
         data: What is probed.
         modality: Which images; ``both`` puts the two features side by side.
         output_dir: Folder of ``results.json`` and ``config.yaml``.
         shots: Training images a class; null takes all.
         few_shot: ``per_class`` draws them of each class, ``official`` shots x classes from the whole split.
+        fraction: Share of the labels that may be used, of each class alike; 1 takes all.
         seeds: How many: 0, 1, ...
-        protocol: ``clean`` reports the last epoch, ``official`` the best evaluated one on the test split.
+        protocol: ``clean`` never selects on the test split, ``paper`` reports the last epoch, ``official``
+            the best evaluated one on the test split.
+        select: Under ``clean``: ``val`` reports the epoch that is best on images carved from the training
+            split, ``last`` the last and carves none.
+        val_fraction: Share of each class that is carved off; with shots as many more of each class instead.
+        neighbours: Of the nearest-neighbour figure; 0 leaves it out.
         size: Side the images are resized to; the encoder's own when null.
         normalize: Whose mean and deviation standardise the images; ``auto`` takes the encoder's for published
-            image models (timm:NAME, efficientnet_lite0) and the dataset's for all others.
+            image models that state it (timm:NAME, efficientnet_lite0) and the dataset's for all others.
+        bands: What fills bands that the encoder takes and the dataset lacks; ``auto``: the mean of RGB, or of
+            VV and VH.
         init_seed: Of the weights of ``random:`` encoders.
         probe: How the classifier is trained.
         cache_dir: Where features are kept; ``output_dir``/features when null.
@@ -82,10 +102,15 @@ class ProbeConfig:
     modality: Literal["optical", "sar", "both"] = "optical"
     shots: int | None = None
     few_shot: FewShot = "per_class"
+    fraction: float = 1.0
     seeds: int = 5
-    protocol: Literal["clean", "official"] = "clean"
+    protocol: Protocol = "clean"
+    select: Literal["val", "last"] = "val"
+    val_fraction: float = 0.1
+    neighbours: int = NEIGHBOURS
     size: int | None = None
     normalize: Literal["auto", "dataset", "encoder"] = "auto"
+    bands: Literal["auto", "repeat", "rgb_mean", "vv_vh_mean", "zero"] = "auto"
     init_seed: int = 0
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     cache_dir: str | None = None
@@ -94,6 +119,14 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds is {self.seeds}; it must be at least 1")
+        if self.neighbours < 0:
+            raise ValueError(f"neighbours is {self.neighbours}; it must be 0 (no such figure) or more")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction:g}; it must be above 0 and at most 1, as in 0.01")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction:g}; it must be between 0 and 1")
+        if self.shots is not None and self.fraction < 1:
+            raise ValueError("shots and fraction both say how many labels to use; give one of them")
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -101,11 +134,9 @@ class ProbeConfig:
         return ("optical", "sar") if self.modality == "both" else (self.modality,)
 
     @property
-    def normalisation(self) -> str:
-        """``normalize`` with ``auto`` decided."""
-        if self.normalize != "auto":
-            return self.normalize
-        return "encoder" if self.encoder.startswith("timm:") or self.encoder == LITE_NAME else "dataset"
+    def selected_by(self) -> SelectedBy:
+        """Which split chooses the reported epoch."""
+        return {"clean": self.select, "paper": "last", "official": "test"}[self.protocol]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,31 +184,88 @@ def probe(config: ProbeConfig) -> Card:
     device = "cpu" if device == "auto" else device
 
     train_index = open_index(config.data.index, config.data.train_split)
-    store = _feature_store(config, device)
+    store = _feature_store(config, train_index, device)
 
     clock = time.perf_counter()
     train = _split(store, train_index, config.modalities)
     clock = _say(f"features of {len(train.labels)} training images", clock)
     num_classes = _num_classes(train)
     seeds = list(range(config.seeds))
-    subsets = [
-        few_shot_rows(train.labels, num_classes, config.shots, seed, config.few_shot) for seed in seeds
-    ]
-    states = train_probes(
-        train.features.to(device), train.labels.to(device), num_classes, subsets, seeds, config.probe
-    )
+    subsets, validations = _subsets(config, train, num_classes, seeds)
+    features, labels = train.features.to(device), train.labels.to(device)
+    states = train_probes(features, labels, num_classes, subsets, seeds, config.probe)
+    chosen = {"last": [config.probe.epochs] * len(seeds)}
+    if validations:
+        chosen["val"] = best_epochs(states, features, labels, validations)
     clock = _say(f"{len(seeds)} classifiers on {', '.join(str(len(rows)) for rows in subsets)} images", clock)
 
-    # Only now: nothing that was fitted can depend on the evaluated split.
+    # Only now: nothing that was fitted or chosen can depend on the evaluated split.
     test_index = open_index(config.data.index, config.data.test_split)
     test = _split(store, test_index, config.modalities)
     _check_labels(test, num_classes, train.labels.ndim)
-    figures = evaluate_probes(states, test.features.to(device), test.labels.to(device))
-    _say(f"features and figures of {len(test.labels)} test images", clock)
+    queries, answers = test.features.to(device), test.labels.to(device)
+    figures = evaluate_probes(states, queries, answers)
+    clock = _say(f"features and figures of {len(test.labels)} test images", clock)
+    metrics = {}
+    if config.neighbours:
+        metrics[f"knn_{metric_of(answers)}"] = _knn(
+            config.neighbours, features, labels, num_classes, subsets, queries, answers
+        )
+        _say(f"{config.neighbours} nearest neighbours", clock)
 
-    card = _card(config, store, train, test, figures)
+    readings = {
+        rule: [figures[epoch][place] for place, epoch in enumerate(epochs)] for rule, epochs in chosen.items()
+    }
+    readings["test"] = [max(values) for values in zip(*figures.values(), strict=True)]
+    card = _card(config, store, train, test, readings, metrics)
     card.save(output_dir / CARD_NAME)
     return card
+
+
+def _subsets(
+    config: ProbeConfig, train: Split, num_classes: int, seeds: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The rows each seed trains on, and those it validates on where it does."""
+    subsets, validations = [], []
+    groups = _groups(train) if config.selected_by == "val" else []
+    for seed in seeds:
+        rows = few_shot_rows(train.labels, num_classes, config.shots, seed, config.few_shot)
+        if config.fraction < 1:
+            rows = label_fraction_rows(train.labels, num_classes, config.fraction, seed)
+        if config.selected_by == "val":
+            rows, validation = carve_validation(
+                train.labels, rows, seed, fraction=config.val_fraction, shots=config.shots, groups=groups
+            )
+            validations.append(validation)
+        subsets.append(rows)
+    return subsets, validations
+
+
+def _groups(split: Split) -> list[str]:
+    """The scene of each row; a row without one is a scene of its own."""
+    index, rows = split.index, [int(row) for row in split.rows]
+    return [f"{index.source(row)}/{index.cell(row, 'group') or row}" for row in rows]
+
+
+def _knn(
+    neighbours: int,
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    subsets: Sequence[Tensor],
+    queries: Tensor,
+    answers: Tensor,
+) -> list[float]:
+    """The nearest-neighbour figure of each seed's training rows."""
+    values: list[float] = []
+    for place, rows in enumerate(subsets):
+        if place and torch.equal(rows, subsets[place - 1]):
+            values.append(values[-1])
+            continue
+        known = rows.to(features.device)
+        scores = knn_scores(features[known], labels[known], queries, num_classes, neighbours)
+        values.append(score(scores, answers))
+    return values
 
 
 def _load(config: ProbeConfig) -> Any:
@@ -194,26 +282,42 @@ def _load(config: ProbeConfig) -> Any:
     return encoder
 
 
-def _feature_store(config: ProbeConfig, device: str) -> FeatureStore:
+def _feature_store(config: ProbeConfig, index: Index, device: str) -> FeatureStore:
     encoder = _load(config)
-    inputs = None
-    if config.normalisation == "encoder":
-        inputs = getattr(encoder, "inputs", {})
-        if missing := [modality for modality in config.modalities if modality not in inputs]:
-            raise ProbeError(
-                f"--normalize encoder: {config.encoder} has no {' or '.join(missing)} statistics of its own; "
-                "use --normalize dataset"
-            )
+    own = getattr(encoder, "inputs", {})
+    missing = [modality for modality in config.modalities if modality not in own]
+    ready_made = config.encoder.startswith(("timm:", "torchgeo:")) or config.encoder == LITE_NAME
+    by_encoder = config.normalize == "encoder" or (config.normalize == "auto" and ready_made and not missing)
+    if by_encoder and missing:
+        raise ProbeError(
+            f"--normalize encoder: {config.encoder} has no {' or '.join(missing)} statistics of its own; "
+            "use --normalize dataset"
+        )
     return FeatureStore(
         encoder,
         file_hash(config.encoder) if Path(config.encoder).is_file() else weights_hash(encoder),
         config.size or encoder.img_size,
         Path(config.cache_dir) if config.cache_dir else Path(config.output_dir) / "features",
-        inputs=inputs,
+        inputs=own if by_encoder else None,
+        fillings=_fillings(config, index, encoder),
         device=device,
         batch_size=config.data.batch_size,
         num_workers=config.data.num_workers,
     )
+
+
+def _fillings(config: ProbeConfig, index: Index, encoder: Any) -> dict[str, BandFilling]:
+    fillings = {}
+    for modality in config.modalities:
+        described = [index.stats(source, modality) for source in index.source_counts(modality)]
+        if not described:
+            continue
+        widest = max(described, key=lambda statistics: statistics.channels)
+        given = widest.bands or widest.channels
+        wanted = getattr(encoder, "bands", {}).get(modality) or encoder.channels[modality]
+        if (filling := filling_for(modality, given, wanted, config.bands)) is not None:
+            fillings[modality] = filling
+    return fillings
 
 
 def _split(store: FeatureStore, index: Index, modalities: Sequence[str]) -> Split:
@@ -224,8 +328,15 @@ def _split(store: FeatureStore, index: Index, modalities: Sequence[str]) -> Spli
             "choose another --modality"
         )
     sides = [store.features(index, modality, rows) for modality in modalities]
+    classes, labels = len(index.classes), sides[0].labels
+    if classes and labels.ndim == 1 and len(outside := torch.nonzero((labels < 0) | (labels >= classes))):
+        place = int(outside[0])
+        raise IndexFileError(
+            f"row {rows[place]} of {', '.join(index.folders)} has the label {int(labels[place])}, the class "
+            f"list only 0 to {classes - 1}; prepare the index again"
+        )
     features = torch.cat([normalise_features(side.values) for side in sides], dim=1)
-    return Split(index=index, rows=rows, features=features, labels=sides[0].labels)
+    return Split(index=index, rows=rows, features=features, labels=labels)
 
 
 def _num_classes(train: Split) -> int:
@@ -248,15 +359,15 @@ def _card(
     store: FeatureStore,
     train: Split,
     test: Split,
-    figures: dict[int, list[float]],
+    readings: dict[str, list[float]],
+    metrics: dict[str, list[float]],
 ) -> Card:
-    last = figures[config.probe.epochs]
-    best = [max(values) for values in zip(*figures.values(), strict=True)]
-    clean: Reading = ("clean", "last", last)
-    official: Reading = ("official", "test", best)
-    (protocol, selected_by, values), other = (
-        (clean, official) if config.protocol == "clean" else (official, clean)
-    )
+    settings = asdict(config.probe) | {"fraction": config.fraction}
+    if config.selected_by == "val":
+        settings["val_fraction"] = config.val_fraction
+    if config.neighbours:
+        settings |= {"neighbours": config.neighbours, "knn_temperature": TEMPERATURE}
+    fillings = [f"{modality} {filling}" for modality, filling in store.fillings.items()]
     return Card(
         task="linear_probing",
         dataset="+".join(sorted(train.index.source_counts(config.modalities[0]))),
@@ -265,23 +376,22 @@ def _card(
         encoder=config.encoder,
         checkpoint_hash=store.checkpoint_hash,
         modality=config.modality,
-        protocol=protocol,
-        selected_by=selected_by,
+        protocol=config.protocol,
+        selected_by=config.selected_by,
         metric=metric_of(test.labels),
         seeds=list(range(config.seeds)),
-        values=values,
+        values=readings[config.selected_by],
         shots=config.shots,
         few_shot=config.few_shot if config.shots else None,
         size=store.size,
-        normalisation=config.normalisation,
-        settings=asdict(config.probe),
+        normalisation="dataset" if store.inputs is None else "encoder",
+        bands="; ".join(fillings) or None,
+        settings=settings,
+        metrics=metrics,
         also={
-            other[0]: {
-                "selected_by": other[1],
-                "values": other[2],
-                "mean": float(np.mean(other[2])),
-                "std": sample_std(other[2]),
-            }
+            rule: {"values": values, "mean": float(np.mean(values)), "std": sample_std(values)}
+            for rule, values in readings.items()
+            if rule != config.selected_by
         },
     )
 

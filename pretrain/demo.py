@@ -109,7 +109,7 @@ def probe(run: Path, data: Path, out: Path, seeds: int, cores: int) -> dict[tupl
     weights = run / "encoder.safetensors"
     encoders = {"pretrained": str(weights), "random": f"random:{weights}"}
     jobs = [(kind, modality) for modality in MODALITY_NAMES for kind in encoders]
-    common = ["--data.index", data, "--shots", SHOTS, "--seeds", seeds]
+    common = ["--data.index", data, "--shots", SHOTS, "--seeds", seeds, "--select", "last"]
     for start in range(0, len(jobs), cores):
         started = [
             _start(

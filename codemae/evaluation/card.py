@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from codemae.evaluation.tables import as_table
+
 Protocol = Literal["paper", "official", "clean"]
 SelectedBy = Literal["last", "val", "test"]
 
@@ -29,7 +31,8 @@ MUST_AGREE = (
     "few_shot",
     "settings",
 )
-SHOWN = ("encoder", "checkpoint_hash", "modality", "size", "normalisation", "seeds")
+SHOWN = ("encoder", "checkpoint_hash", "modality", "size", "normalisation", "bands", "seeds")
+MINDFUL = ("modality", "size", "normalisation", "bands")  # differences that do not forbid a ranking
 
 
 class CardError(ValueError):
@@ -52,7 +55,8 @@ class Card:
         encoder: As the user named it.
         checkpoint_hash: sha256 of the encoder's file, or of its weights where there is no file.
         modality: "optical", "sar" or "both".
-        protocol: ``clean`` never selects on the evaluated split; ``official`` does as the published code.
+        protocol: ``clean`` never selects on the evaluated split; ``paper`` takes the last epoch, as papers
+            read; ``official`` the best on the evaluated split, as the published code does.
         selected_by: Which split chose the reported epoch; ``last`` means none did.
         metric: "overall_accuracy" or "micro_average_precision".
         seeds: One a value.
@@ -61,8 +65,10 @@ class Card:
         few_shot: How they are drawn; null for all.
         size: Side of the square images in pixels.
         normalisation: Whose mean and deviation the images were standardised by: "dataset" or "encoder".
+        bands: The rule that filled bands the dataset lacks and for which; null where nothing was filled.
         settings: Of the training.
-        also: The same run's figure under the other rule of selection, by protocol.
+        metrics: Further figures of the same run, a value a seed, by name; not what cards are ranked by.
+        also: The same run's figure under other rules of selection, by ``selected_by``.
         versions: Of the libraries that computed it.
     """
 
@@ -82,7 +88,9 @@ class Card:
     few_shot: str | None = None
     size: int | None = None
     normalisation: str = "dataset"
+    bands: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
     also: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
 
@@ -106,8 +114,9 @@ class Card:
             raise CardError(
                 f"a card needs a value a seed: {len(self.values)} values, {len(self.seeds)} seeds"
             )
-        if not all(math.isfinite(value) for value in self.values):
-            raise CardError(f"a figure is not finite: {self.values}")
+        for name, values in {self.metric: self.values, **self.metrics}.items():
+            if not all(math.isfinite(value) for value in values):
+                raise CardError(f"a figure is not finite: {name} {values}")
         content = asdict(self) | {"mean": self.mean, "std": self.std}
         write_atomically(Path(path), (json.dumps(content, indent=2) + "\n").encode())
 
@@ -181,42 +190,64 @@ def joint_hash(parts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def compare(path_a: str | Path, path_b: str | Path) -> str:
-    """Sets two cards side by side and says which figure is higher.
+def compare(*paths: str | Path, markdown: bool = False) -> str:
+    """Sets cards side by side and says which figure is higher.
 
     Args:
-        path_a: A card, or the folder of one.
-        path_b: Another.
+        *paths: Two cards or more, or the folders of them.
+        markdown: A Markdown table in place of aligned columns.
 
     Returns:
-        A table and a verdict, with the difference seed by seed where both ran the same seeds.
+        A table and a verdict: of two the difference, seed by seed where both ran the same seeds; of more the
+        order, each with its difference from the first named.
 
     Raises:
-        CardError: A path holds no card.
+        CardError: A path holds no card, or there are fewer than two.
         NotComparableError: They answer different questions; the message has the table and each field that
-            differs with both values.
+            differs with its values.
     """
-    a, b = Card.load(path_a), Card.load(path_b)
-    names = (*MUST_AGREE, *SHOWN)
-    rows = [("", str(path_a), str(path_b))]
-    rows += [(name, *_side_by_side(getattr(a, name), getattr(b, name))) for name in names]
-    rows += [("figure", f"{a.mean:.2f} +- {a.std:.2f} %", f"{b.mean:.2f} +- {b.std:.2f} %")]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    table = "\n".join(f"{name:<{widths[0]}}  {left:<{widths[1]}}  {right}" for name, left, right in rows)
+    if len(paths) < 2:
+        raise CardError("name at least two cards to compare")
+    cards = [Card.load(path) for path in paths]
+    rows = [["", *map(str, paths)]]
+    rows += [
+        [name, *_side_by_side([getattr(card, name) for card in cards])] for name in (*MUST_AGREE, *SHOWN)
+    ]
+    rows += [["figure", *(f"{card.mean:.2f} +- {card.std:.2f} %" for card in cards)]]
+    shared = [name for name in cards[0].metrics if all(name in card.metrics for card in cards)]
+    rows += [[name, *(_figure(card.metrics[name]) for card in cards)] for name in shared]
+    table = as_table(rows, markdown)
 
-    differing = [name for name in MUST_AGREE if getattr(a, name) != getattr(b, name)]
+    first = cards[0]
+    differing = [name for name in MUST_AGREE if any(getattr(c, name) != getattr(first, name) for c in cards)]
     if differing:
-        pairs = {name: _side_by_side(getattr(a, name), getattr(b, name)) for name in differing}
-        reasons = "\n".join(f"  {name}: {left} against {right}" for name, (left, right) in pairs.items())
+        values = {name: _side_by_side([getattr(card, name) for card in cards]) for name in differing}
+        reasons = "\n".join(f"  {name}: {' against '.join(found)}" for name, found in values.items())
         raise NotComparableError(
             f"the results are not comparable, so they are not ranked\n{table}\n\nthey differ in\n{reasons}\n"
-            "Evaluate both with the same value of each."
+            "Evaluate all with the same value of each."
         )
-    return f"{table}\n\n{_verdict(a, b)}"
+    return f"{table}\n\n{_verdict(*cards) if len(cards) == 2 else _order(paths, cards)}"
+
+
+def _figure(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.2f} +- {sample_std(values):.2f} %"
+
+
+def _order(paths: Sequence[str | Path], cards: Sequence[Card]) -> str:
+    """From the highest figure down, each with its distance to the first card named."""
+    places = sorted(range(len(cards)), key=lambda place: -cards[place].mean)
+    lines = [
+        f"{rank}. {paths[place]}: {cards[place].mean:.2f} ({cards[place].mean - cards[0].mean:+.2f})"
+        for rank, place in enumerate(places, start=1)
+    ]
+    notes = [name for name in MINDFUL if any(getattr(c, name) != getattr(cards[0], name) for c in cards)]
+    note = f"\nMind that they differ in {', '.join(notes)}." if notes else ""
+    return "\n".join(lines) + note
 
 
 def _verdict(a: Card, b: Card) -> str:
-    notes = [name for name in ("modality", "size", "normalisation") if getattr(a, name) != getattr(b, name)]
+    notes = [name for name in MINDFUL if getattr(a, name) != getattr(b, name)]
     note = f" Mind that they differ in {', '.join(notes)}." if notes else ""
     if a.seeds == b.seeds:
         gains = [right - left for left, right in zip(a.values, b.values, strict=True)]
@@ -229,15 +260,18 @@ def _verdict(a: Card, b: Card) -> str:
     return f"{higher} is higher by {abs(gain):.2f} points{spread}.{note}"
 
 
-def _side_by_side(a: Any, b: Any) -> tuple[str, str]:
-    """Two values in words; of settings only the keys in which they differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        if a == b:
-            return "the same", "the same"
-        keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
-        left, right = (" ".join(f"{key}={side.get(key)}" for key in keys) for side in (a, b))
-        return left, right
-    return _shown(a), _shown(b)
+def _side_by_side(values: Sequence[Any]) -> list[str]:
+    """Values in words; of settings only the keys in which they differ."""
+    if all(isinstance(value, dict) for value in values):
+        if all(value == values[0] for value in values):
+            return ["the same"] * len(values)
+        keys = [
+            key
+            for key in dict.fromkeys(key for value in values for key in value)
+            if any(value.get(key) != values[0].get(key) for value in values)
+        ]
+        return [" ".join(f"{key}={value.get(key)}" for key in keys) for value in values]
+    return [_shown(value) for value in values]
 
 
 def _shown(value: Any) -> str:

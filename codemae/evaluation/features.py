@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,7 @@ from codemae.checkpoint import InputSpec
 from codemae.data.index import Index
 from codemae.data.labelled import LabelledImages
 from codemae.evaluation.card import joint_hash, write_atomically
+from codemae.models.bands import BandFilling
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class FeatureKey:
         size: Side of the images in pixels.
         modality: Which images.
         normalisation: "dataset", or the encoder's own statistics in words.
+        bands: How the dataset's bands become the encoder's; "" where they are the same.
         version: Of this library, for the same weights in other code give other features.
     """
 
@@ -44,6 +46,7 @@ class FeatureKey:
     size: int
     modality: str
     normalisation: str
+    bands: str
     version: str
 
     def digest(self) -> str:
@@ -64,31 +67,43 @@ class Features:
     labels: Tensor
 
 
-class EncoderStandardised(Dataset[tuple[Tensor, int | Tensor, int]]):
-    """Labelled images standardised by an encoder's own statistics in place of their dataset's.
-
-    A single channel becomes as many as the encoder's statistics have.
+class AsEncoderSees(Dataset[tuple[Tensor, int | Tensor, int]]):
+    """Labelled images with an encoder's bands, standardised by its own statistics if it has any.
 
     Args:
         images: Standardised by their dataset.
-        inputs: The encoder's input contract for their modality.
+        inputs: The encoder's input contract for their modality; a single channel becomes as many as its
+            statistics have. None keeps the dataset's standardisation.
+        filling: How the dataset's bands become the encoder's; it works on [0, 1] values with ``inputs``, on
+            standardised ones without.
     """
 
-    def __init__(self, images: LabelledImages, inputs: InputSpec) -> None:
+    def __init__(
+        self, images: LabelledImages, inputs: InputSpec | None, filling: BandFilling | None = None
+    ) -> None:
         self.images = images
-        self.mean = torch.tensor(inputs.mean)[:, None, None]
-        self.std = torch.tensor(inputs.std)[:, None, None]
+        self.inputs = inputs
+        self.filling = filling
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, item: int) -> tuple[Tensor, int | Tensor, int]:
-        """The item of ``images``, its pixels taken back to [0, 1] and standardised anew."""
+        """The item of ``images``, seen as the encoder does."""
         image, label, row = self.images[item]
-        index = self.images.index
-        statistics = index.stats(index.source(row), self.images.modality).expanded(len(image))
-        mean, std = (torch.tensor(values)[:, None, None] for values in (statistics.mean, statistics.std))
-        return (image * std + mean - self.mean) / self.std, label, row
+        if self.inputs is not None:
+            index = self.images.index
+            statistics = index.stats(index.source(row), self.images.modality).expanded(len(image))
+            image = image * _column(statistics.std) + _column(statistics.mean)
+        if self.filling is not None:
+            image = self.filling(image)
+        if self.inputs is not None:
+            image = (image - _column(self.inputs.mean)) / _column(self.inputs.std)
+        return image, label, row
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
 
 
 class FeatureStore:
@@ -101,6 +116,7 @@ class FeatureStore:
         folder: Where features are kept.
         inputs: The encoder's own input contract by modality, to standardise images by it; by the dataset's
             statistics when None.
+        fillings: How a dataset's bands become the encoder's, for the modalities where they differ.
         device: Where the encoder runs.
         batch_size: Images an encoder call.
         num_workers: Processes that decode images.
@@ -114,6 +130,7 @@ class FeatureStore:
         folder: Path,
         *,
         inputs: Mapping[str, InputSpec] | None = None,
+        fillings: Mapping[str, BandFilling] | None = None,
         device: torch.device | str = "cpu",
         batch_size: int = 64,
         num_workers: int = 0,
@@ -123,6 +140,7 @@ class FeatureStore:
         self.size = size
         self.folder = folder
         self.inputs = inputs
+        self.fillings = fillings or {}
         self.device = torch.device(device)
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -134,7 +152,8 @@ class FeatureStore:
         if (stored := read_features(path)) is not None:
             return stored
         images = LabelledImages(index, modality, self.size, rows)
-        dataset = images if self.inputs is None else EncoderStandardised(images, self.inputs[modality])
+        inputs = None if self.inputs is None else self.inputs[modality]
+        dataset = AsEncoderSees(images, inputs, self.fillings.get(modality))
         loader = DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
         features = extract_features(self.encoder, loader, modality, self.device)
         save_features(path, features)
@@ -148,6 +167,7 @@ class FeatureStore:
             size=self.size,
             modality=modality,
             normalisation="dataset" if self.inputs is None else repr(self.inputs[modality]),
+            bands=repr(self.fillings[modality]) if modality in self.fillings else "",
             version=metadata.version("codemae"),
         )
 

@@ -1,11 +1,9 @@
-"""Linear probing of frozen features: few-shot subsets, and the classifiers of all seeds in one run."""
+"""Linear probing of frozen features: the classifiers of all seeds in one run."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,9 +11,6 @@ from torch.nn import functional
 from codemae.evaluation.metrics import score
 
 BATCH_NORM_EPS = 1e-6
-SUBSET_SEED = 729
-
-FewShot = Literal["per_class", "official"]
 
 
 class ProbeError(ValueError):
@@ -74,54 +69,16 @@ class ProbeState:
         bias = self.bias - torch.einsum("skd,sd->sk", weight, self.mean)
         return torch.einsum("bd,skd->sbk", features, weight) + bias.unsqueeze(1)
 
+    def of(self, place: int) -> "ProbeState":
+        """The classifier of one seed alone."""
+        parts = (self.weight, self.bias, self.mean, self.var)
+        weight, bias, mean, var = (part[place : place + 1] for part in parts)
+        return ProbeState(weight=weight, bias=bias, mean=mean, var=var)
+
 
 def normalise_features(features: Tensor) -> Tensor:
     """Layer norm without affine over the width of pooled features (B, D)."""
     return functional.layer_norm(features.float(), features.shape[-1:], eps=1e-6)
-
-
-def few_shot_rows(
-    labels: Tensor, num_classes: int, shots: int | None, seed: int, rule: FewShot = "per_class"
-) -> Tensor:
-    """Draws the training subset of one seed.
-
-    Args:
-        labels: (B,) class numbers or (B, K) zeros and ones of the whole training split.
-        num_classes: K.
-        shots: k; None takes every row.
-        seed: Of the probe; the generator starts from 729 + seed.
-        rule: ``per_class`` draws k rows that show each class (with several labels a row: their union);
-            ``official`` draws k x K rows from the whole split whatever their class.
-
-    Returns:
-        Row numbers, each once.
-
-    Raises:
-        ProbeError: The split holds too few rows.
-    """
-    if shots is None:
-        return torch.arange(len(labels))
-    if shots < 1:
-        raise ProbeError(f"--shots {shots}: ask for at least 1, or leave it out to use every training image")
-    multi_hot = labels.numpy() if labels.ndim == 2 else functional.one_hot(labels, num_classes).numpy()
-    generator = np.random.RandomState(SUBSET_SEED + seed)
-    if rule == "official":
-        wanted = shots * num_classes
-        if wanted > len(multi_hot):
-            raise ProbeError(
-                f"--shots {shots} --few_shot official draws {wanted} images, the training split has "
-                f"{len(multi_hot)}; lower --shots"
-            )
-        return torch.from_numpy(generator.permutation(len(multi_hot))[:wanted])
-    chosen: list[np.ndarray] = []
-    for klass in range(num_classes):
-        members = np.flatnonzero(multi_hot[:, klass])
-        if len(members) < shots:
-            raise ProbeError(
-                f"--shots {shots}: class {klass} has only {len(members)} training images; lower --shots"
-            )
-        chosen.append(generator.permutation(members)[:shots])
-    return torch.from_numpy(np.unique(np.concatenate(chosen)))
 
 
 def train_probes(
@@ -215,6 +172,21 @@ def evaluate_probes(
     return {
         epoch: [score(logits, labels) for logits in state.logits(features)] for epoch, state in states.items()
     }
+
+
+def best_epochs(
+    states: dict[int, ProbeState], features: Tensor, labels: Tensor, validations: Sequence[Tensor]
+) -> list[int]:
+    """The kept epoch of each seed that scores best on its validation rows; of equals the latest."""
+    chosen = []
+    for place, rows in enumerate(validations):
+        rows = rows.to(features.device)
+        figures = {
+            epoch: score(state.of(place).logits(features[rows])[0], labels[rows])
+            for epoch, state in states.items()
+        }
+        chosen.append(max(figures, key=lambda epoch: (figures[epoch], epoch)))
+    return chosen
 
 
 def _num_batches(count: int, batch_size: int) -> int:

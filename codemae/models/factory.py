@@ -112,7 +112,9 @@ def load_encoder(
     Args:
         path_or_name: An ``encoder.safetensors`` file; a foreign checkpoint file; a released name;
             ``random:ARCH`` or ``random:FILE`` (that file's architecture with fresh weights);
-            ``timm:NAME``; ``efficientnet_lite0``.
+            ``timm:NAME`` or ``timm:NAME:FILE`` (local weights, of any number of input channels);
+            ``torchgeo:NAME`` or ``torchgeo:NAME:WEIGHTS`` (by torchgeo's name, or a local file);
+            ``efficientnet_lite0``.
         img_size: Image side the positions are laid out for; the file's own when not given.
         channels: Input channels by modality where they differ from the file's.
         channel_rule: How patch embeddings adapt to them.
@@ -132,7 +134,13 @@ def load_encoder(
     if name.startswith("timm:") or name == "efficientnet_lite0":
         from codemae.models.timm_encoder import TimmEncoder
 
-        return TimmEncoder(name.removeprefix("timm:"), img_size=img_size).eval()
+        model, _, file = name.removeprefix("timm:").partition(":")
+        return TimmEncoder(model, img_size=img_size, weights=file or None).eval()
+    if name.startswith("torchgeo:"):
+        from codemae.models.torchgeo_encoder import TorchGeoEncoder
+
+        model, _, file = name.removeprefix("torchgeo:").partition(":")
+        return TorchGeoEncoder(model, file or None, img_size=img_size).eval()
     from codemae.weights import read_any_encoder
 
     state, metadata = read_any_encoder(name)

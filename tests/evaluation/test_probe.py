@@ -1,7 +1,6 @@
 import math
 import time
 
-import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -9,10 +8,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from codemae.evaluation.probe import (
-    ProbeError,
     ProbeSettings,
     evaluate_probes,
-    few_shot_rows,
     normalise_features,
     train_probes,
 )
@@ -118,39 +115,3 @@ def test_the_folded_batch_norm_gives_the_running_statistics() -> None:
     state = train_probes(features, labels, 3, [torch.arange(30)], [0], ProbeSettings(epochs=2))[2]
     standardised = (features - state.mean[0]) / (state.var[0] + 1e-6).sqrt()
     torch.testing.assert_close(state.logits(features)[0], standardised @ state.weight[0].T + state.bias[0])
-
-
-def test_per_class_shots_are_balanced_and_differ_by_seed() -> None:
-    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
-    rows = few_shot_rows(labels, 3, 10, seed=0)
-    assert torch.bincount(labels[rows]).tolist() == [10, 10, 10]
-    assert len(set(rows.tolist())) == 30
-    assert torch.equal(rows, few_shot_rows(labels, 3, 10, seed=0))
-    assert not torch.equal(rows, few_shot_rows(labels, 3, 10, seed=1))
-
-
-def test_official_shots_ignore_the_class() -> None:
-    labels = torch.tensor([0] * 990 + [1] * 10)
-    rows = few_shot_rows(labels, 2, 10, seed=2, rule="official")
-    expected = np.random.RandomState(731).permutation(1000)[:20]
-    assert rows.tolist() == expected.tolist()
-
-
-def test_multi_label_shots_show_each_class_at_least_that_often() -> None:
-    labels = (torch.rand(200, 4, generator=torch.Generator().manual_seed(0)) < 0.4).to(torch.uint8)
-    rows = few_shot_rows(labels, 4, 5, seed=0)
-    assert (labels[rows].sum(0) >= 5).all()
-    assert 5 <= len(rows) <= 20
-    assert len(few_shot_rows(labels, 4, None, seed=0)) == 200
-
-
-def test_too_few_images_are_named() -> None:
-    labels = torch.tensor([0] * 20 + [1] * 3)
-    with pytest.raises(ProbeError, match="class 1 has only 3 training images; lower --shots"):
-        few_shot_rows(labels, 2, 10, seed=0)
-    with pytest.raises(ProbeError, match="draws 40 images, the training split has 23"):
-        few_shot_rows(labels, 2, 20, seed=0, rule="official")
-    with pytest.raises(ProbeError, match="class 2 has only 0 training images"):
-        few_shot_rows(labels, 3, 2, seed=0)
-    with pytest.raises(ProbeError, match="at least 1"):
-        few_shot_rows(labels, 2, 0, seed=0)

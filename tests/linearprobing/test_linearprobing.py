@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from codemae import checkpoint
 from codemae.config import ConfigError, build_config, read_yaml
@@ -60,7 +62,13 @@ def make_index(folder: Path, *, labels: str = "one", sides: tuple[str, ...] = ("
                     Image.fromarray(picture if side == "optical" else picture[..., 1]).save(path)
                     row[side] = str(path.relative_to(folder / "images"))
                 if labels != "none":
-                    row["label"] = klass if labels == "one" else sorted({klass, number % 3})
+                    row["label"] = (
+                        klass
+                        if labels == "one"
+                        else 3
+                        if labels == "outside"
+                        else sorted({klass, number % 3})
+                    )
                 rows.append(row)
     sources = {
         "optical": SourceStatistics(channels=3, mean=(0.3, 0.4, 0.3), std=(0.1, 0.2, 0.1)),
@@ -90,8 +98,9 @@ def test_the_command_ends_with_the_figure_and_writes_the_card(index: Path, tmp_p
     card = Card.load(tmp_path / "out")
     assert done.stdout.splitlines()[-1] == card.sentence()
     assert card.values == [100.0, 100.0]  # brightness, colour and stripes: any features tell these apart
-    assert (card.protocol, card.selected_by, card.shots, card.few_shot) == ("clean", "last", 3, "per_class")
-    assert card.also["official"]["selected_by"] == "test"
+    assert (card.protocol, card.selected_by, card.shots, card.few_shot) == ("clean", "val", 3, "per_class")
+    assert set(card.also) == {"last", "test"}
+    assert card.metrics == {"knn_overall_accuracy": [100.0, 100.0]}
     assert card.dataset == "toy" and card.size == 32
     assert card.versions["torch"] == metadata.version("torch")
     assert (tmp_path / "out" / "config.yaml").exists()
@@ -171,7 +180,9 @@ def test_both_modalities_stand_side_by_side(script: ModuleType, index: Path, tmp
     widths = {np.load(f)["values"].shape for f in (tmp_path / "out" / "features").iterdir()}
     assert widths == {(18, encoder.embed_dim), (12, encoder.embed_dim)}
     store = script._feature_store(
-        script.load_config(script.ProbeConfig, words(index, tmp_path / "out", "--modality", "both")), "cpu"
+        script.load_config(script.ProbeConfig, words(index, tmp_path / "out", "--modality", "both")),
+        script.open_index(index, "train"),
+        "cpu",
     )
     split = script._split(store, script.open_index(index, "train"), ("optical", "sar"))
     assert split.features.shape == (18, 2 * encoder.embed_dim)
@@ -192,11 +203,13 @@ def test_official_takes_the_best_epoch_and_is_not_ranked_against_clean(
     script: ModuleType, index: Path, tmp_path: Path
 ) -> None:
     shots = ("--shots", "1", "--few_shot", "official")
-    clean = script.main(words(index, tmp_path / "clean", *shots))
+    clean = script.main(words(index, tmp_path / "clean", *shots, "--select", "last"))
     official = script.main(words(index, tmp_path / "official", *shots, "--protocol", "official"))
     assert (official.protocol, official.selected_by) == ("official", "test")
-    assert official.values == clean.also["official"]["values"]
-    assert official.also["clean"]["values"] == clean.values
+    assert official.values == clean.also["test"]["values"]
+    assert official.also["last"]["values"] == clean.values
+    paper = script.main(words(index, tmp_path / "paper", *shots, "--protocol", "paper"))
+    assert (paper.protocol, paper.selected_by, paper.values) == ("paper", "last", clean.values)
     assert all(best >= last for best, last in zip(official.values, clean.values, strict=True))
     with pytest.raises(NotComparableError, match="protocol: clean against official"):
         compare(tmp_path / "clean", tmp_path / "official")
@@ -250,6 +263,8 @@ def features(output: Path) -> list[dict[str, np.ndarray]]:
         ("one", ("optical",), ("--data.test_split", "train"), "are both 'train'"),
         ("one", ("optical",), ("--encoder", "random:hivit_tinny"), "did you mean 'hivit_tiny'"),
         ("one", ("optical",), ("--normalize", "encoder"), "use --normalize dataset"),
+        ("one", ("optical",), ("--shots", "6"), "use --select last"),
+        ("outside", ("optical",), (), "the class list only 0 to 2"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -330,3 +345,35 @@ def test_the_card_is_json_without_times(script: ModuleType, index: Path, tmp_pat
     assert content["mean"] == pytest.approx(np.mean(content["values"]))
     assert content["std"] == pytest.approx(np.std(content["values"], ddof=1))
     assert not {"date", "time", "seconds"} & set(content)
+
+
+def test_a_share_of_the_labels_and_the_lists_of_neighbours(script: ModuleType, tmp_path: Path) -> None:
+    index = make_index(tmp_path / "toy", labels="many")
+    card = script.main(words(index, tmp_path / "out", "--fraction", "0.5", "--modality", "sar"))
+    assert card.settings["fraction"] == 0.5 and card.settings["val_fraction"] == 0.1
+    (knn,) = card.metrics.items()
+    assert knn[0] == "knn_micro_average_precision" and all(20 < value <= 100 for value in knn[1])
+    less = script.main(words(index, tmp_path / "less", "--neighbours", "0", "--bands", "repeat"))
+    assert not less.metrics and less.bands is None
+
+
+def test_the_validation_images_never_train(script: ModuleType, index: Path, tmp_path: Path) -> None:
+    config = script.load_config(script.ProbeConfig, words(index, tmp_path / "out", "--val_fraction", "0.3"))
+    train = script.open_index(index, "train")
+    split = script._split(script._feature_store(config, train, "cpu"), train, config.modalities)
+    subsets, validations = script._subsets(config, split, 3, [0, 1])
+    for rows, held in zip(subsets, validations, strict=True):
+        assert sorted([*rows.tolist(), *held.tolist()]) == list(range(18))
+        assert torch.bincount(split.labels[held]).tolist() == [2, 2, 2]
+    assert not torch.equal(*validations)
+
+
+def test_an_encoder_of_other_bands_is_fed_by_the_named_rule(
+    script: ModuleType, index: Path, tmp_path: Path
+) -> None:
+    model = timm.create_model("resnet10t", in_chans=13, num_classes=0)
+    save_file(model.state_dict(), tmp_path / "peer.safetensors")
+    peer = f"timm:resnet10t:{tmp_path / 'peer.safetensors'}"
+    card = script.main(words(index, tmp_path / "peer", encoder=peer))
+    assert card.bands.startswith("optical rgb_mean for B1 B5 ") and card.normalisation == "dataset"
+    assert script.main(words(index, tmp_path / "zero", "--bands", "zero", encoder=peer)).bands != card.bands
