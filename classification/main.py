@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,23 +28,32 @@ from codemae.data.augmentation import (
 from codemae.data.images import ImageError, PathError
 from codemae.data.index import Index, IndexFileError, open_index
 from codemae.data.statistics import StatisticsError
-from codemae.distributed import select_device
 from codemae.engine.supervised import (
     SupervisedError,
     SupervisedSettings,
     SupervisedStep,
     train_supervised,
 )
-from codemae.evaluation.card import CARD_NAME, Card, Protocol, SelectedBy, joint_hash, sample_std
-from codemae.evaluation.carving import CarvingError, carve_validation
+from codemae.evaluation.card import CARD_NAME, Card, joint_hash, sample_std
+from codemae.evaluation.carving import CarvingError
 from codemae.evaluation.class_metrics import class_metrics
 from codemae.evaluation.features import file_hash, rows_hash, weights_hash
-from codemae.evaluation.few_shot import FewShot, FewShotError, few_shot_rows, label_fraction_rows
+from codemae.evaluation.few_shot import FewShotError
 from codemae.evaluation.metrics import metric_of, score
+from codemae.evaluation.protocol import (
+    EvaluationConfig,
+    ProtocolError,
+    check_labels,
+    check_modalities,
+    count_classes,
+    device_of,
+    labelled_rows,
+    own_inputs,
+    usable_rows,
+)
 from codemae.models.classifier import Classifier, Head
 from codemae.models.factory import load_encoder
 from codemae.models.layer_decay import LayerDecayError, Variant, parameter_groups
-from codemae.models.lite import LITE_NAME
 
 USER_ERRORS = (
     IndexFileError,
@@ -57,6 +66,7 @@ USER_ERRORS = (
     AugmentationError,
     LayerDecayError,
     SupervisedError,
+    ProtocolError,
 )
 
 
@@ -99,7 +109,7 @@ class LayerDecayConfig:
 
 
 @dataclass(kw_only=True)
-class ClassifyConfig:
+class ClassifyConfig(EvaluationConfig):
     """Keys of the command line and of ``configs/*.yaml``.
 
     Attributes:
@@ -129,53 +139,19 @@ class ClassifyConfig:
         device: Where to run.
     """
 
-    encoder: str
     data: DataConfig
-    output_dir: str
-    modality: Literal["optical", "sar", "both"] = "optical"
-    shots: int | None = None
-    few_shot: FewShot = "per_class"
-    fraction: float = 1.0
     seeds: int = 1
-    protocol: Protocol = "clean"
-    select: Literal["val", "last"] = "val"
-    val_fraction: float = 0.1
     evaluate_every: int = 5
     head: Head = "norm"
     drop_path: float = 0.1
     layer_decay: LayerDecayConfig = field(default_factory=LayerDecayConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optim: SupervisedSettings = field(default_factory=SupervisedSettings)
-    size: int | None = None
-    normalize: Literal["auto", "dataset", "encoder"] = "auto"
-    init_seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.shots is not None and self.fraction != 1:
-            raise ValueError("shots and fraction both choose training images; give one of them")
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities the classifier sees."""
-        return ("optical", "sar") if self.modality == "both" else (self.modality,)
-
-    @property
-    def normalisation(self) -> str:
-        """``normalize`` with ``auto`` decided."""
-        if self.normalize != "auto":
-            return self.normalize
-        return "encoder" if self.encoder.startswith("timm:") or self.encoder == LITE_NAME else "dataset"
-
-    @property
-    def selected_by(self) -> SelectedBy:
-        """Which split chooses the reported epoch."""
-        if self.protocol == "clean":
-            return self.select
-        return "test" if self.protocol == "official" else "last"
+        super().__post_init__()
+        if self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every is {self.evaluate_every}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +212,13 @@ class Classification:
                 f"--data.train_split and --data.test_split are both {config.data.test_split!r}"
             )
         self.folder = Path(config.output_dir)
-        self.device = select_device(config.device)
+        self.device = device_of(config)
         self.train = open_split(config, config.data.train_split)
-        self.num_classes = count_classes(self.train)
+        self.num_classes = count_classes(self.train.index, self.train.labels)
+        self._check(self.train)
         self.encoder: Any = load_for(config, self.train.index)
         self.size = config.size or self.encoder.img_size
-        self.inputs = self.encoder.inputs if config.normalisation == "encoder" else None
+        self.inputs = own_inputs(config, self.encoder)
         self.test: Split | None = None
 
     def run(self) -> Card:
@@ -272,29 +249,26 @@ class Classification:
     def _open_test(self) -> Split:
         if self.test is None:
             self.test = open_split(self.config, self.config.data.test_split)
-            check_labels(self.test, self.num_classes, self.train.labels.ndim, self.config.data.test_split)
+            self._check(self.test)
         return self.test
+
+    def _check(self, split: Split) -> None:
+        check_labels(split.index, split.rows, split.labels, self.num_classes, self.train.labels.ndim)
 
     def _choose_rows(self, seed: int) -> tuple[Split, Split | None]:
         """What one seed trains on and, where validation selects, what it is validated on."""
-        config, labels = self.config, self.train.labels
-        if config.shots is not None:
-            rows = few_shot_rows(labels, self.num_classes, config.shots, seed, config.few_shot)
-        else:
-            rows = label_fraction_rows(labels, self.num_classes, config.fraction, seed)
-        if config.selected_by != "val":
-            return self.train.part(rows), None
-        if config.data.val_split is not None:
-            val = open_split(config, config.data.val_split)
-            check_labels(val, self.num_classes, labels.ndim, config.data.val_split)
-            return self.train.part(rows), val
-        groups = [
-            f"{self.train.index.source(row)}/{self.train.index.cell(row, 'group')}" for row in self.train.rows
-        ]
-        rows, held_out = carve_validation(
-            labels, rows, seed, fraction=config.val_fraction, shots=config.shots, groups=groups
+        config, train = self.config, self.train
+        carve = config.selected_by == "val" and config.data.val_split is None
+        rows, held_out = labelled_rows(
+            config, train.index, train.rows, train.labels, self.num_classes, seed, carve=carve
         )
-        return self.train.part(rows), self.train.part(held_out)
+        if held_out is not None:
+            return train.part(rows), train.part(held_out)
+        if config.selected_by != "val" or config.data.val_split is None:
+            return train.part(rows), None
+        val = open_split(config, config.data.val_split)
+        self._check(val)
+        return train.part(rows), val
 
     def _classifier(self, seed: int) -> Classifier:
         encoder = copy.deepcopy(self.encoder)
@@ -427,7 +401,7 @@ class Classification:
             shots=config.shots,
             few_shot=config.few_shot if config.shots else None,
             size=self.size,
-            normalisation=config.normalisation,
+            normalisation="dataset" if self.inputs is None else "encoder",
             settings={
                 "head": config.head,
                 "drop_path": config.drop_path,
@@ -474,80 +448,31 @@ def open_split(config: ClassifyConfig, name: str) -> Split:
         IndexFileError: There are none, or they have no labels.
     """
     index = open_index(config.data.index, name)
-    rows = index.paired_rows if len(config.modalities) == 2 else index.rows_with(config.modalities[0])
-    if not len(rows):
-        raise IndexFileError(
-            f"{', '.join(index.folders)}: no row of split {name!r} has {' and '.join(config.modalities)}; "
-            "choose another --modality"
-        )
+    rows = usable_rows(index, config.modalities)
     return Split(index=index, rows=rows, labels=torch.from_numpy(index.labels(rows)))
-
-
-def count_classes(train: Split) -> int:
-    """Number of classes.
-
-    Raises:
-        ClassificationError: A label lies outside the class list.
-    """
-    if train.labels.ndim == 2:
-        return train.labels.shape[1]
-    count = len(train.index.classes) or int(train.labels.max()) + 1
-    check_labels(train, count, 1, "train")
-    return count
-
-
-def check_labels(split: Split, num_classes: int, ndim: int, name: str) -> None:
-    """Refuses labels that the classifier has no logit for.
-
-    Raises:
-        ClassificationError: There are some.
-    """
-    labels = split.labels
-    if labels.ndim != ndim or (ndim == 2 and labels.shape[1] != num_classes):
-        raise ClassificationError(
-            "one split has a label an image, the other a list of them; prepare both alike"
-        )
-    if ndim == 1 and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        bad = (labels < 0) | (labels >= num_classes)
-        place = int(bad.nonzero()[0])
-        raise ClassificationError(
-            f"row {int(split.rows[place])} of split {name!r} has label {int(labels[place])}, the classes are "
-            f"0 to {num_classes - 1}; prepare the index again with all its classes"
-        )
 
 
 def load_for(config: ClassifyConfig, index: Index) -> Any:
     """The encoder, its patch embeddings adapted to the index's channels.
 
     Raises:
-        ClassificationError: There is none of that name, it has another modality or other channels.
+        ClassificationError: There is none of that name, or it has other channels.
+        ProtocolError: It has another modality, or no statistics of its own where they are asked for.
     """
     channels = {
         name: max(index.stats(source, name).channels for source in index.source_counts(name))
         for name in config.modalities
     }
     encoder: Any = _load(config, None)
-    for name in config.modalities:
-        if name not in encoder.modalities:
-            raise ClassificationError(
-                f"--modality {config.modality}: {config.encoder} takes only "
-                f"{', '.join(encoder.modalities)} images"
-            )
+    check_modalities(config, encoder)
     differing = {name: count for name, count in channels.items() if count not in (1, encoder.channels[name])}
     if differing:
-        if config.normalisation == "encoder":
+        if own_inputs(config, encoder) is not None:
             raise ClassificationError(
                 f"{config.encoder} takes {encoder.channels} channels, the dataset has {channels}; "
                 "select as many bands when preparing it"
             )
         encoder = _load(config, dict(encoder.channels) | differing)
-    if config.normalisation == "encoder":
-        inputs = getattr(encoder, "inputs", {})
-        if missing := [name for name in config.modalities if name not in inputs]:
-            raise ClassificationError(
-                f"--normalize encoder: {config.encoder} has no {' or '.join(missing)} statistics of its own; "
-                "use --normalize dataset"
-            )
     return encoder
 
 

@@ -16,10 +16,10 @@ from codemae.config import load_config, save_config
 from codemae.data.images import ImageError, PathError
 from codemae.data.index import Index, IndexFileError, open_index
 from codemae.data.statistics import StatisticsError
-from codemae.evaluation.card import CARD_NAME, Card, Protocol, SelectedBy, joint_hash, sample_std
-from codemae.evaluation.carving import CarvingError, carve_validation
+from codemae.evaluation.card import CARD_NAME, Card, joint_hash, sample_std
+from codemae.evaluation.carving import CarvingError
 from codemae.evaluation.features import FeatureStore, file_hash, rows_hash, weights_hash
-from codemae.evaluation.few_shot import FewShot, FewShotError, few_shot_rows, label_fraction_rows
+from codemae.evaluation.few_shot import FewShotError
 from codemae.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_scores
 from codemae.evaluation.metrics import metric_of, score
 from codemae.evaluation.probe import (
@@ -30,9 +30,19 @@ from codemae.evaluation.probe import (
     normalise_features,
     train_probes,
 )
+from codemae.evaluation.protocol import (
+    EvaluationConfig,
+    ProtocolError,
+    check_labels,
+    check_modalities,
+    count_classes,
+    device_of,
+    labelled_rows,
+    own_inputs,
+    usable_rows,
+)
 from codemae.models.bands import BandFilling, filling_for
 from codemae.models.factory import load_encoder
-from codemae.models.lite import LITE_NAME
 
 USER_ERRORS = (
     IndexFileError,
@@ -43,6 +53,7 @@ USER_ERRORS = (
     ProbeError,
     FewShotError,
     CarvingError,
+    ProtocolError,
 )
 
 
@@ -66,7 +77,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class ProbeConfig:
+class ProbeConfig(EvaluationConfig):
     """Keys of the command line and of ``configs/*.yaml``.
 
     Attributes:
@@ -96,47 +107,16 @@ class ProbeConfig:
         device: Where to run.
     """
 
-    encoder: str
     data: DataConfig
-    output_dir: str
-    modality: Literal["optical", "sar", "both"] = "optical"
-    shots: int | None = None
-    few_shot: FewShot = "per_class"
-    fraction: float = 1.0
-    seeds: int = 5
-    protocol: Protocol = "clean"
-    select: Literal["val", "last"] = "val"
-    val_fraction: float = 0.1
     neighbours: int = NEIGHBOURS
-    size: int | None = None
-    normalize: Literal["auto", "dataset", "encoder"] = "auto"
     bands: Literal["auto", "repeat", "rgb_mean", "vv_vh_mean", "zero"] = "auto"
-    init_seed: int = 0
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     cache_dir: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}; it must be at least 1")
+        super().__post_init__()
         if self.neighbours < 0:
             raise ValueError(f"neighbours is {self.neighbours}; it must be 0 (no such figure) or more")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction:g}; it must be above 0 and at most 1, as in 0.01")
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction is {self.val_fraction:g}; it must be between 0 and 1")
-        if self.shots is not None and self.fraction < 1:
-            raise ValueError("shots and fraction both say how many labels to use; give one of them")
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities probed."""
-        return ("optical", "sar") if self.modality == "both" else (self.modality,)
-
-    @property
-    def selected_by(self) -> SelectedBy:
-        """Which split chooses the reported epoch."""
-        return {"clean": self.select, "paper": "last", "official": "test"}[self.protocol]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> Card:
         card = probe(config)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise SystemExit(2) from error
     print(card.sentence())
     return card
 
@@ -180,16 +160,15 @@ def probe(config: ProbeConfig) -> Card:
     save_config(config, output_dir / "config.yaml")
     if config.data.train_split == config.data.test_split:
         raise ProbeError(f"--data.train_split and --data.test_split are both {config.data.test_split!r}")
-    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
-    device = "cpu" if device == "auto" else device
-
+    device = device_of(config)
     train_index = open_index(config.data.index, config.data.train_split)
     store = _feature_store(config, train_index, device)
 
     clock = time.perf_counter()
     train = _split(store, train_index, config.modalities)
     clock = _say(f"features of {len(train.labels)} training images", clock)
-    num_classes = _num_classes(train)
+    num_classes = count_classes(train_index, train.labels)
+    check_labels(train_index, train.rows, train.labels, num_classes, train.labels.ndim)
     seeds = list(range(config.seeds))
     subsets, validations = _subsets(config, train, num_classes, seeds)
     features, labels = train.features.to(device), train.labels.to(device)
@@ -202,7 +181,7 @@ def probe(config: ProbeConfig) -> Card:
     # Only now: nothing that was fitted or chosen can depend on the evaluated split.
     test_index = open_index(config.data.index, config.data.test_split)
     test = _split(store, test_index, config.modalities)
-    _check_labels(test, num_classes, train.labels.ndim)
+    check_labels(test_index, test.rows, test.labels, num_classes, train.labels.ndim)
     queries, answers = test.features.to(device), test.labels.to(device)
     figures = evaluate_probes(states, queries, answers)
     clock = _say(f"features and figures of {len(test.labels)} test images", clock)
@@ -227,24 +206,20 @@ def _subsets(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The rows each seed trains on, and those it validates on where it does."""
     subsets, validations = [], []
-    groups = _groups(train) if config.selected_by == "val" else []
     for seed in seeds:
-        rows = few_shot_rows(train.labels, num_classes, config.shots, seed, config.few_shot)
-        if config.fraction < 1:
-            rows = label_fraction_rows(train.labels, num_classes, config.fraction, seed)
-        if config.selected_by == "val":
-            rows, validation = carve_validation(
-                train.labels, rows, seed, fraction=config.val_fraction, shots=config.shots, groups=groups
-            )
-            validations.append(validation)
+        rows, validation = labelled_rows(
+            config,
+            train.index,
+            train.rows,
+            train.labels,
+            num_classes,
+            seed,
+            carve=config.selected_by == "val",
+        )
         subsets.append(rows)
+        if validation is not None:
+            validations.append(validation)
     return subsets, validations
-
-
-def _groups(split: Split) -> list[str]:
-    """The scene of each row; a row without one is a scene of its own."""
-    index, rows = split.index, [int(row) for row in split.rows]
-    return [f"{index.source(row)}/{index.cell(row, 'group') or row}" for row in rows]
 
 
 def _knn(
@@ -273,32 +248,18 @@ def _load(config: ProbeConfig) -> Any:
         encoder: Any = load_encoder(config.encoder, img_size=config.size, seed=config.init_seed)
     except (KeyError, FileNotFoundError, ImportError, ValueError) as error:
         raise ProbeError(f"--encoder {config.encoder}: {error.args[0] if error.args else error}") from error
-    for modality in config.modalities:
-        if modality not in encoder.modalities:
-            raise ProbeError(
-                f"--modality {config.modality}: {config.encoder} takes only "
-                f"{', '.join(encoder.modalities)} images"
-            )
+    check_modalities(config, encoder)
     return encoder
 
 
-def _feature_store(config: ProbeConfig, index: Index, device: str) -> FeatureStore:
+def _feature_store(config: ProbeConfig, index: Index, device: torch.device) -> FeatureStore:
     encoder = _load(config)
-    own = getattr(encoder, "inputs", {})
-    missing = [modality for modality in config.modalities if modality not in own]
-    ready_made = config.encoder.startswith(("timm:", "torchgeo:")) or config.encoder == LITE_NAME
-    by_encoder = config.normalize == "encoder" or (config.normalize == "auto" and ready_made and not missing)
-    if by_encoder and missing:
-        raise ProbeError(
-            f"--normalize encoder: {config.encoder} has no {' or '.join(missing)} statistics of its own; "
-            "use --normalize dataset"
-        )
     return FeatureStore(
         encoder,
         file_hash(config.encoder) if Path(config.encoder).is_file() else weights_hash(encoder),
         config.size or encoder.img_size,
         Path(config.cache_dir) if config.cache_dir else Path(config.output_dir) / "features",
-        inputs=own if by_encoder else None,
+        inputs=own_inputs(config, encoder),
         fillings=_fillings(config, index, encoder),
         device=device,
         batch_size=config.data.batch_size,
@@ -321,37 +282,10 @@ def _fillings(config: ProbeConfig, index: Index, encoder: Any) -> dict[str, Band
 
 
 def _split(store: FeatureStore, index: Index, modalities: Sequence[str]) -> Split:
-    rows = index.paired_rows if len(modalities) == 2 else index.rows_with(modalities[0])
-    if not len(rows):
-        raise IndexFileError(
-            f"{', '.join(index.folders)}: no row of split {index.splits} has {' and '.join(modalities)}; "
-            "choose another --modality"
-        )
+    rows = usable_rows(index, modalities)
     sides = [store.features(index, modality, rows) for modality in modalities]
-    classes, labels = len(index.classes), sides[0].labels
-    if classes and labels.ndim == 1 and len(outside := torch.nonzero((labels < 0) | (labels >= classes))):
-        place = int(outside[0])
-        raise IndexFileError(
-            f"row {rows[place]} of {', '.join(index.folders)} has the label {int(labels[place])}, the class "
-            f"list only 0 to {classes - 1}; prepare the index again"
-        )
     features = torch.cat([normalise_features(side.values) for side in sides], dim=1)
-    return Split(index=index, rows=rows, features=features, labels=labels)
-
-
-def _num_classes(train: Split) -> int:
-    if train.labels.ndim == 2:
-        return train.labels.shape[1]
-    return len(train.index.classes) or int(train.labels.max()) + 1
-
-
-def _check_labels(test: Split, num_classes: int, ndim: int) -> None:
-    if test.labels.ndim != ndim or (ndim == 2 and test.labels.shape[1] != num_classes):
-        raise ProbeError("one split has a label an image, the other a list of them; prepare both alike")
-    if ndim == 1 and (unseen := int(test.labels.max())) >= num_classes:
-        raise ProbeError(
-            f"the test split has a class {unseen}, the training split only 0 to {num_classes - 1}"
-        )
+    return Split(index=index, rows=rows, features=features, labels=sides[0].labels)
 
 
 def _card(

@@ -1,18 +1,36 @@
 """Small copies of the layouts of real data, written by code."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from codemae.data.index import write_index
 from codemae.data.statistics import IndexStatistics, SourceStatistics
+from codemae.evaluation.card import Card
 
 SHARED_DATA = Path(
     os.environ.get("CODEMAE_SHARED_DATA", Path(__file__).resolve().parents[1].parent / "shared" / "data")
 )
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_script(path: str) -> ModuleType:
+    """A script of the project, such as ``linearprobing/main.py``, as a module that is not run as main."""
+    name = path.removesuffix(".py").replace("/", "_")
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def picture(seed: int, size: int | tuple[int, int] = 32, channels: int = 3) -> np.ndarray:
@@ -113,3 +131,74 @@ def make_index(folder: Path, paired: int = 0, optical: int = 0, sar: int = 0, si
     index = folder / "index"
     write_index(index, rows, statistics("made"), images)
     return index
+
+
+PER_CLASS = {"train": 6, "test": 4}
+
+
+def make_labelled(
+    folder: Path,
+    *,
+    labels: str = "one",
+    sides: Sequence[str] = ("optical", "sar"),
+    wrong: int | None = None,
+    group_size: int = 1,
+) -> Path:
+    """An index of three classes that brightness, colour and stripes tell apart; returns its folder.
+
+    Six training and four test images a class, 32 px, class by class. ``labels`` is "one", "many" or "none";
+    row ``wrong`` has label 3, outside the class list; so many images of a class share a group.
+    """
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for split, count in PER_CLASS.items():
+        for klass in range(3):
+            for number in range(count):
+                pixels = rng.integers(60, 90, (32, 32, 3))
+                pixels[..., 1] += 120 * (klass == 1)
+                pixels[::4] += 140 * (klass == 2)
+                group = f"{split}{klass}{number // group_size}"
+                row: dict[str, Any] = {"source": "toy", "split": split, "group": group}
+                for side in sides:
+                    row[side] = f"{split}/{side}/{klass}_{number}.png"
+                    view = pixels if side == "optical" else pixels[..., 1]
+                    save(folder / "images" / row[side], view.astype(np.uint8))
+                if labels != "none":
+                    row["label"] = klass if labels == "one" else sorted({klass, number % 3})
+                rows.append(row)
+    if wrong is not None:
+        rows[wrong]["label"] = 3
+    sources = {
+        "optical": SourceStatistics(channels=3, mean=(0.3, 0.4, 0.3), std=(0.1, 0.2, 0.1)),
+        "sar": SourceStatistics(channels=1, mean=(0.4,), std=(0.2,)),
+    }
+    described = IndexStatistics(
+        sources={"toy": {side: sources[side] for side in sides}},
+        classes=() if labels == "none" else ("dark", "green", "striped"),
+    )
+    write_index(folder / "index", rows, described, folder / "images")
+    return folder / "index"
+
+
+def make_card(**changes: Any) -> Card:
+    """A made-up result of three seeds, mean 42 and standard deviation 2."""
+    fields: dict[str, Any] = {
+        "task": "linear_probing",
+        "dataset": "eurosat",
+        "split_hash": "aaaa",
+        "statistics_hash": "bbbb",
+        "encoder": "random:hivit_tiny",
+        "checkpoint_hash": "cccc",
+        "modality": "optical",
+        "protocol": "clean",
+        "selected_by": "last",
+        "metric": "overall_accuracy",
+        "seeds": [0, 1, 2],
+        "values": [40.0, 42.0, 44.0],
+        "shots": 10,
+        "few_shot": "per_class",
+        "size": 128,
+        "settings": {"epochs": 50},
+        "versions": {"torch": "2"},
+    }
+    return Card(**(fields | changes))

@@ -7,13 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data_makers import make_index, picture, save
+from data_makers import make_card, make_index, picture, save
 
 from codemae.checkpoint import EncoderMetadata, InputSpec, save_encoder
 from codemae.cli import main
 from codemae.data.index import open_index
 from codemae.doctor import Check, examine
-from codemae.evaluation.card import Card
 from codemae.models.factory import create_encoder, load_encoder
 
 REPO = Path(__file__).parents[1]
@@ -152,29 +151,15 @@ def test_convert_refuses_a_damaged_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def make_card(path: Path, values: list[float], split_hash: str = "s") -> Path:
-    card = Card(
-        task="linear_probing",
-        dataset="made",
-        split_hash=split_hash,
-        statistics_hash="t",
-        encoder="e",
-        checkpoint_hash="c",
-        modality="optical",
-        protocol="clean",
-        selected_by="last",
-        metric="overall_accuracy",
-        seeds=list(range(len(values))),
-        values=values,
-    )
-    card.save(path)
+def save_card(path: Path, values: list[float], split_hash: str = "s") -> Path:
+    make_card(seeds=list(range(len(values))), values=values, split_hash=split_hash).save(path)
     return path
 
 
 def test_compare_ranks_like_and_refuses_unlike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    a = make_card(tmp_path / "a.json", [50.0, 52.0])
-    b = make_card(tmp_path / "b.json", [55.0, 57.0])
-    other = make_card(tmp_path / "c.json", [60.0, 60.0], split_hash="another")
+    a = save_card(tmp_path / "a.json", [50.0, 52.0])
+    b = save_card(tmp_path / "b.json", [55.0, 57.0])
+    other = save_card(tmp_path / "c.json", [60.0, 60.0], split_hash="another")
     assert main(["compare", str(a), str(b)]) == 0
     assert "5.00 points" in capsys.readouterr().out
     assert main(["compare", str(a), str(other)]) == 1

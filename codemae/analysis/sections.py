@@ -20,6 +20,8 @@ TERMS = {
     "cdr": "masked gray patches of the other modality",
 }
 
+_COLOURS = ("#2f7ed8", "#8a8f98", "#1f9d77")
+
 RANK, GAP, COSINE = "effective_rank_", "modality_gap", "gradient_cosine_"
 
 
@@ -144,7 +146,7 @@ def add_spectra(
 def add_alignment(report: Report, alignments: Mapping[str, Alignment]) -> None:
     """Embedding cosine against structural similarity."""
     report.section("Alignment of patches")
-    colours = dict(zip(alignments, ("#2f7ed8", "#8a8f98", "#1f9d77"), strict=False))
+    colours = {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(alignments)}
     with drawing(height=3.4) as (figure, axes):
         draw_alignment(axes[0], alignments, colours)
     trends = ", ".join(f"{label} {a.trend:+.2f}" for label, a in alignments.items())

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import subprocess
 import sys
@@ -6,68 +5,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_makers import ROOT, load_script, make_labelled
 
 from codemae import checkpoint
 from codemae.config import build_config, read_yaml
-from codemae.data.index_file import write_index
-from codemae.data.statistics import IndexStatistics, SourceStatistics
 from codemae.evaluation.card import Card
 from codemae.models.factory import create_encoder
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "classification"
 CONFIGS = sorted((FOLDER / "configs").glob("*.yaml"))
-CLASSES = ("dark", "green", "striped")
-PER_CLASS = {"train": 6, "test": 4}
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("classification_main", FOLDER / "main.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def make_index(folder: Path, *, labels: str = "one", wrong: int | None = None) -> Path:
-    rng = np.random.default_rng(0)
-    rows: list[dict[str, Any]] = []
-    for split, count in PER_CLASS.items():
-        for klass in range(3):
-            for number in range(count):
-                picture = rng.integers(60, 90, (32, 32, 3))
-                picture[..., 1] += 120 * (klass == 1)
-                picture[::4] += 140 * (klass == 2)
-                pixels = picture.astype(np.uint8)
-                row: dict[str, Any] = {"source": "toy", "split": split, "group": f"{split}{klass}{number}"}
-                for side in ("optical", "sar"):
-                    path = folder / "images" / split / side / f"{klass}_{number}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(pixels if side == "optical" else pixels[..., 1]).save(path)
-                    row[side] = str(path.relative_to(folder / "images"))
-                row["label"] = klass if labels == "one" else sorted({klass, number % 3})
-                rows.append(row)
-    if wrong is not None:
-        rows[wrong]["label"] = 3
-    sources = {
-        "optical": SourceStatistics(channels=3, mean=(0.3, 0.4, 0.3), std=(0.1, 0.2, 0.1)),
-        "sar": SourceStatistics(channels=1, mean=(0.4,), std=(0.2,)),
-    }
-    write_index(
-        folder / "index", rows, IndexStatistics(sources={"toy": sources}, classes=CLASSES), folder / "images"
-    )
-    return folder / "index"
+    return load_script("classification/main.py")
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Path:
-    return make_index(tmp_path / "toy")
+    return make_labelled(tmp_path / "toy")
 
 
 def words(index: Path, output: Path, *more: str, encoder: str = "random:hivit_tiny") -> list[str]:
@@ -181,7 +139,7 @@ def test_clean_reports_the_epoch_that_validates_best(
 
 
 def test_lists_of_labels_are_scored_by_micro_average_precision(script: ModuleType, tmp_path: Path) -> None:
-    index = make_index(tmp_path / "toy", labels="lists")
+    index = make_labelled(tmp_path / "toy", labels="many")
     plain = script.main(words(index, tmp_path / "a", "--seeds=1", "--head=batch_norm", "--modality=both"))
     assert plain.metric == "micro_average_precision" and plain.values[0] > 40
     assert list(plain.metrics) == ["micro_f1"]
@@ -216,9 +174,9 @@ def test_an_encoder_of_the_wrong_modality_is_refused(
 def test_a_label_outside_the_class_list_is_refused(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: int, split: str
 ) -> None:
-    index = make_index(tmp_path / "toy", wrong=wrong)
+    index = make_labelled(tmp_path / "toy", wrong=wrong)
     said = fails(script, words(index, tmp_path / "out", "--optim.epochs=1", "--seeds=1"), capsys)
-    assert f"of split '{split}' has label 3, the classes are 0 to 2" in said
+    assert f"of split {split!r} has label 3, the classes are 0 to 2" in said
 
 
 @pytest.mark.parametrize(

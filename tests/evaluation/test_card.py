@@ -1,35 +1,12 @@
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_makers import make_card
 
 from codemae.evaluation.card import MUST_AGREE, Card, CardError, NotComparableError, compare
-
-
-def make_card(**changes: Any) -> Card:
-    base = Card(
-        task="linear_probing",
-        dataset="eurosat",
-        split_hash="aaaa",
-        statistics_hash="bbbb",
-        encoder="random:hivit_tiny",
-        checkpoint_hash="cccc",
-        modality="optical",
-        protocol="clean",
-        selected_by="last",
-        metric="overall_accuracy",
-        seeds=[0, 1, 2],
-        values=[40.0, 42.0, 44.0],
-        shots=10,
-        few_shot="per_class",
-        size=128,
-        settings={"epochs": 50},
-        versions={"torch": "2"},
-    )
-    return replace(base, **changes)
 
 
 def saved(folder: Path, name: str, card: Card) -> Path:

@@ -2,34 +2,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_makers import make_card
 
 from codemae.cli import main
-from codemae.evaluation.card import Card, CardError
+from codemae.evaluation.card import CardError
 from codemae.evaluation.published import TABLES
 from codemae.evaluation.summary import summarise
 
 
 def write(folder: Path, **changes: Any) -> Path:
     fields: dict[str, Any] = {
-        "task": "linear_probing",
-        "dataset": "eurosat_mm",
-        "split_hash": "a",
-        "statistics_hash": "b",
         "encoder": "enc",
-        "checkpoint_hash": "c",
-        "modality": "optical",
         "protocol": "official",
         "selected_by": "test",
-        "metric": "overall_accuracy",
-        "seeds": [0, 1, 2],
-        "values": [40.0, 42.0, 44.0],
-        "shots": 10,
         "few_shot": "official",
-        "size": 224,
         "metrics": {"knn_overall_accuracy": [30.0, 30.0, 33.0]},
-        "versions": {},
     }
-    Card(**(fields | changes)).save(folder / "results.json")
+    make_card(**(fields | changes)).save(folder / "results.json")
     return folder
 
 
@@ -71,7 +60,7 @@ def test_the_commands_print_markdown(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"1. {folders[2]}: 42.00 (+2.00)" in out
     write(tmp_path / "b", statistics_hash="other")
     assert main(["compare", *map(str, folders)]) == 1
-    assert "statistics_hash: b against other against b" in capsys.readouterr().err
+    assert "statistics_hash: bbbb against other against bbbb" in capsys.readouterr().err
     assert main(["summary", str(tmp_path / "a"), "--peers"]) == 0
     assert "DOFA (CoDe-MAE paper)" in capsys.readouterr().out
     assert main(["summary", str(tmp_path / "nowhere")]) == 1

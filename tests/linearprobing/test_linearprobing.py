@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,78 +11,27 @@ import numpy as np
 import pytest
 import timm
 import torch
+from data_makers import ROOT, load_script, make_labelled
 from PIL import Image
 from safetensors.torch import save_file
 
 from codemae import checkpoint
 from codemae.config import ConfigError, build_config, read_yaml
 from codemae.data import labelled
-from codemae.data.index_file import write_index
-from codemae.data.statistics import IndexStatistics, SourceStatistics
 from codemae.evaluation.card import Card, NotComparableError, compare
 from codemae.models.factory import create_encoder, load_encoder
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "linearprobing"
-CLASSES = ("dark", "green", "striped")
-PER_CLASS = {"train": 6, "test": 4}
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("linearprobing_main", FOLDER / "main.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def paint(klass: int, rng: np.random.Generator) -> np.ndarray:
-    picture = rng.integers(60, 90, (32, 32, 3))
-    if klass == 1:
-        picture[..., 1] += 120
-    if klass == 2:
-        picture[::4] += 140
-    return picture.astype(np.uint8)
-
-
-def make_index(folder: Path, *, labels: str = "one", sides: tuple[str, ...] = ("optical", "sar")) -> Path:
-    rng = np.random.default_rng(0)
-    rows: list[dict[str, Any]] = []
-    for split, count in PER_CLASS.items():
-        for klass in range(3):
-            for number in range(count):
-                row: dict[str, Any] = {"source": "toy", "split": split, "group": f"{split}{klass}{number}"}
-                picture = paint(klass, rng)
-                for side in sides:
-                    path = folder / "images" / split / side / f"{klass}_{number}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(picture if side == "optical" else picture[..., 1]).save(path)
-                    row[side] = str(path.relative_to(folder / "images"))
-                if labels != "none":
-                    row["label"] = (
-                        klass
-                        if labels == "one"
-                        else 3
-                        if labels == "outside"
-                        else sorted({klass, number % 3})
-                    )
-                rows.append(row)
-    sources = {
-        "optical": SourceStatistics(channels=3, mean=(0.3, 0.4, 0.3), std=(0.1, 0.2, 0.1)),
-        "sar": SourceStatistics(channels=1, mean=(0.4,), std=(0.2,)),
-    }
-    statistics = IndexStatistics(
-        sources={"toy": {side: sources[side] for side in sides}}, classes=CLASSES if labels != "none" else ()
-    )
-    write_index(folder / "index", rows, statistics, folder / "images")
-    return folder / "index"
+    return load_script("linearprobing/main.py")
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Path:
-    return make_index(tmp_path / "toy")
+    return make_labelled(tmp_path / "toy")
 
 
 def words(index: Path, output: Path, *more: str, encoder: str = "random:hivit_tiny") -> list[str]:
@@ -167,7 +115,7 @@ def test_nothing_of_the_test_split_is_read_before_training_ends(
         picture.write_bytes(b"no picture")
     with pytest.raises(SystemExit) as stop:
         script.main(words(index, tmp_path / "out"))
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     assert events == ["open train", "trained", "open test"]
     assert len(reads) == 19 and all("/train/" in path for path in reads[:18]) and "/test/" in reads[18]
     assert not (tmp_path / "out" / "results.json").exists()
@@ -193,7 +141,7 @@ def test_both_modalities_stand_side_by_side(script: ModuleType, index: Path, tmp
 
 
 def test_lists_of_labels_are_scored_by_micro_average_precision(script: ModuleType, tmp_path: Path) -> None:
-    index = make_index(tmp_path / "toy", labels="many")
+    index = make_labelled(tmp_path / "toy", labels="many")
     card = script.main(words(index, tmp_path / "out", "--shots", "2"))
     assert card.metric == "micro_average_precision"
     assert 30 < card.mean <= 100
@@ -264,7 +212,7 @@ def features(output: Path) -> list[dict[str, np.ndarray]]:
         ("one", ("optical",), ("--encoder", "random:hivit_tinny"), "did you mean 'hivit_tiny'"),
         ("one", ("optical",), ("--normalize", "encoder"), "use --normalize dataset"),
         ("one", ("optical",), ("--shots", "6"), "use --select last"),
-        ("outside", ("optical",), (), "the class list only 0 to 2"),
+        ("wrong", ("optical",), (), "of split 'train' has label 3, the classes are 0 to 2"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -276,10 +224,13 @@ def test_a_mistake_is_one_sentence(
     more: tuple[str, ...],
     message: str,
 ) -> None:
-    index = make_index(tmp_path / "toy", labels=labels, sides=sides)
+    wrong = 0 if labels == "wrong" else None
+    index = make_labelled(
+        tmp_path / "toy", labels="none" if labels == "none" else "one", sides=sides, wrong=wrong
+    )
     with pytest.raises(SystemExit) as stop:
         script.main(words(index, tmp_path / "out", *more))
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out" / "results.json").exists()
@@ -309,20 +260,6 @@ def test_a_mistyped_word_ends_with_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_class_only_the_test_split_has_is_named(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    index = make_index(tmp_path / "toy")
-    split = script.Split(
-        index=script.open_index(index, "test"),
-        rows=np.arange(3),
-        features=torch.zeros(3, 2),
-        labels=torch.tensor([0, 1, 3]),
-    )
-    with pytest.raises(script.ProbeError, match="has a class 3, the training split only 0 to 2"):
-        script._check_labels(split, 3, 1)
-
-
 @pytest.mark.parametrize("path", sorted((FOLDER / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_config_fills_the_schema(script: ModuleType, path: Path) -> None:
     needed = {"encoder": "random:hivit_tiny", "data": {"index": "x"}, "output_dir": "out"}
@@ -348,7 +285,7 @@ def test_the_card_is_json_without_times(script: ModuleType, index: Path, tmp_pat
 
 
 def test_a_share_of_the_labels_and_the_lists_of_neighbours(script: ModuleType, tmp_path: Path) -> None:
-    index = make_index(tmp_path / "toy", labels="many")
+    index = make_labelled(tmp_path / "toy", labels="many")
     card = script.main(words(index, tmp_path / "out", "--fraction", "0.5", "--modality", "sar"))
     assert card.settings["fraction"] == 0.5 and card.settings["val_fraction"] == 0.1
     (knn,) = card.metrics.items()
