@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from flops import gflop
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
 from codemae.data.batch import Batch
 from codemae.engine.allocator import keep_freed_memory
@@ -36,21 +36,6 @@ from codemae.models.vault import DESCRIPTION, SLOTS, TOKENS, VaultDescription
 PROGRESS = Progress(step=0, total_steps=1, epoch=0)
 RANDOM_TEACHER = TeacherConfig(name="random", features="last")
 PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
-
-
-@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
-def _cpu_attention_flops(
-    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
-) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
-def _cpu_attention_backward_flops(
-    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
-) -> int:
-    # Two products forward; the backward pass needs the gradients of both operands of each.
-    return 2 * sdpa_flop_count(query, key, value)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -227,12 +212,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             scaler.step(optimizer)
             scaler.update()
 
-        if not args.compile:
-            with FlopCounterMode(display=False) as counter:
-                step()
-            gflop = counter.get_total_flops() / 1e9 / args.batch
-        else:
-            gflop = counted_eagerly(args, scratch, batch, device)
+        cost = counted_eagerly(args, scratch, batch, device) if args.compile else gflop(step) / args.batch
         timed(step, device, args.warmup)
         product = MatmulPeak(dtype, device)
         rounds = [(timed(step, device, 1)[0], product.measure()) for _ in range(args.steps)]
@@ -246,9 +226,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     speed = args.batch / seconds
     result = {
         "samples_per_second": round(speed, 3),
-        "gflop_per_sample": round(gflop, 2),
+        "gflop_per_sample": round(cost, 2),
         "peak_gflops": round(peak, 1),
-        "peak_fraction": round(speed * gflop / peak, 4),
+        "peak_fraction": round(speed * cost / peak, 4),
         "peak_memory_mb": round(memory, 1),
     }
     teacher = f", teacher {args.teacher}" if args.objective == "codemae" else ""
@@ -262,12 +242,13 @@ def counted_eagerly(args: argparse.Namespace, scratch: str, batch: Batch, device
     """GFLOP a sample of the same step uncompiled: compiled graphs hide their products from the counter."""
     method = build_method(args, Path(scratch)).to(device).train()
     dtype = getattr(torch, args.dtype)
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
-    ):
-        torch.stack(list(method(batch, PROGRESS).values())).sum().backward()
-    return counter.get_total_flops() / 1e9 / args.batch
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            loss = torch.stack(list(method(batch, PROGRESS).values())).sum()
+        loss.backward()
+
+    return gflop(step) / args.batch
 
 
 if __name__ == "__main__":

@@ -106,6 +106,13 @@ def write_dataset(
     return root
 
 
+def read_factors(directory: str | os.PathLike[str], split: str) -> dict[str, dict[str, float]]:
+    """The factors of the places of one split, by the place's name, which is its row's group."""
+    with open(Path(directory) / LABELS_NAME, newline="") as handle:
+        lines = [line for line in csv.DictReader(handle) if line["split"] == split]
+    return {line["name"]: {factor: float(line[factor]) for factor in FACTOR_SIDES} for line in lines}
+
+
 def _tasks(train: int, test: int, unpaired: int, seed: int, options: SynthesisOptions) -> list[_Task]:
     def task(split: str, number: int, modalities: tuple[str, ...]) -> _Task:
         place = int(stream(seed, f"dataset {split} {number}").integers(2**63))

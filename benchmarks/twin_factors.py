@@ -1,0 +1,161 @@
+"""What each method keeps of a scene and what it loses, on synthetic pairs whose factors are known.
+
+    python benchmarks/twin_factors.py --tflop 20 --seeds 3 --out runs/twin_factors
+
+Writes a synthetic twin, pretrains every method on it for the same number of operations (``equal_cost.py``),
+and reads the factors out of the frozen features of each modality: those both images show, and those only one
+of them shows. A method that pulls the modalities together is expected to keep the first and to lose the
+second. The same command goes on with a killed queue. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import equal_cost
+import torch
+
+from codemae.analysis.factors import factor_scores
+from codemae.analysis.pairs import whole_views
+from codemae.data.dataset import Draw, PairDataset
+from codemae.data.index import open_index
+from codemae.data.synthetic.factors import FACTOR_SIDES
+from codemae.data.synthetic.writer import read_factors, write_dataset
+from codemae.evaluation.tables import as_table
+from codemae.modality import MODALITY_NAMES
+from codemae.models.factory import load_encoder
+
+METHOD_CONFIGS = (
+    *equal_cost.METHOD_CONFIGS,
+    "ablations/tiny_without_okd",
+    "ablations/tiny_without_ccl",
+    "ablations/tiny_without_cdr",
+    "ablations/tiny_ccl_raw",
+)
+RANDOM = "random weights"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--tflop", type=float, help="10^12 operations each method may spend")
+    budget.add_argument("--minutes", type=float, help="minutes of computing each method may spend")
+    parser.add_argument("--seeds", type=int, default=3, help="pretraining runs of each method (3)")
+    parser.add_argument("--train", type=int, default=2000, help="synthetic pairs to pretrain on (2000)")
+    parser.add_argument("--test", type=int, default=1000, help="pairs the factors are read from (1000)")
+    parser.add_argument("--size", type=int, default=96, help="side of the pictures (96)")
+    parser.add_argument(
+        "--configs", nargs="+", default=list(METHOD_CONFIGS), help="names in pretrain/configs, or YAML files"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/twin_factors"), help="folder of the queue")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys, the same for every method"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Works off the queue and writes the table; returns what the last line holds."""
+    args = parse(argv)
+    args.index = str(twin(args))
+    costs = {name: equal_cost.known_cost(args, name) for name in args.configs}
+    scores: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(args.seeds):
+        for name in args.configs:
+            folder = args.out / Path(name).stem / f"seed_{seed}"
+            equal_cost.pretrain(args, name, costs[name], seed, folder)
+            for kind, label in (("factors", Path(name).stem), ("random", RANDOM)):
+                if kind == "factors" or name == args.configs[0]:
+                    scores.setdefault(label, []).append(read_out(args, folder, kind, seed))
+    result = {name: means(runs) for name, runs in scores.items()}
+    print(table(result))
+    (args.out / "table.md").write_text(table(result) + "\n")
+    print(json.dumps(result))
+    return result
+
+
+def twin(args: argparse.Namespace) -> Path:
+    """The synthetic pairs, written once."""
+    folder: Path = args.out / f"twin_{args.train}_{args.test}_{args.size}"
+    if not (folder / "index.parquet").exists():
+        write_dataset(folder, train=args.train, test=args.test, size=args.size, workers=os.cpu_count() or 1)
+    return folder
+
+
+def read_out(args: argparse.Namespace, folder: Path, kind: str, seed: int) -> dict[str, dict[str, float]]:
+    """Scores of each factor, by modality whose features it is read from; kept in the run's folder."""
+    file = folder / f"{kind}.json"
+    if not file.exists():
+        scores = {}
+        for modality in MODALITY_NAMES:
+            encoder = equal_cost.encoder_of(folder, modality)
+            if encoder is not None:
+                name = str(encoder) if kind == "factors" else f"random:{encoder}"
+                scores[modality] = scores_of(args, name, modality, seed)
+        file.write_text(json.dumps(scores))
+    scores = json.loads(file.read_text())
+    return scores
+
+
+@torch.inference_mode()
+def scores_of(args: argparse.Namespace, name: str, modality: str, seed: int) -> dict[str, float]:
+    """Scores of each factor in the pooled features of one modality of the test pairs."""
+    index = open_index(args.index, "test")
+    encoder: Any = load_encoder(name, img_size=args.size, seed=seed)
+    dataset = PairDataset(index, whole_views(args.size), seed=0)
+    rows = [int(row) for row in index.paired_rows]
+    pooled = []
+    for start in range(0, len(rows), 64):
+        draws = [
+            Draw(epoch=0, repeat=0, optical_row=row, sar_row=row, paired=True)
+            for row in rows[start : start + 64]
+        ]
+        batch = dataset.collate([dataset[draw] for draw in draws])
+        pooled.append(encoder.pooled(batch.normalised(modality), modality).float())
+    known = read_factors(args.index, "test")
+    places = [known[str(index.cell(row, "group"))] for row in rows]
+    factors = {name: [place[name] for place in places] for name in FACTOR_SIDES}
+    return factor_scores(torch.cat(pooled).numpy(), factors)
+
+
+def means(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
+    """Mean and deviation over seeds of each factor's score, by modality."""
+    return {
+        modality: {
+            name: [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
+            for name in FACTOR_SIDES
+            for values in [[run[modality][name] for run in runs]]
+        }
+        for modality in runs[0]
+    }
+
+
+def table(result: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> str:
+    """Methods down, factors across: shared ones from both sides, then what one side alone shows."""
+    columns = [
+        (name, modality)
+        for side in ("shared", *MODALITY_NAMES)
+        for name, its_side in FACTOR_SIDES.items()
+        if its_side == side
+        for modality in (MODALITY_NAMES if side == "shared" else (side,))
+    ]
+    head = ["method", *(f"{name} ({modality})" for name, modality in columns)]
+    lines = [head]
+    for method, scores in result.items():
+        cells = [
+            f"{100 * scores[modality][name][0]:.0f}" if modality in scores else ""
+            for name, modality in columns
+        ]
+        lines.append([method, *cells])
+    return as_table(lines, markdown=True)
+
+
+if __name__ == "__main__":
+    main()
