@@ -144,11 +144,19 @@ def read_encoder(path: str | Path) -> tuple[dict[str, Tensor], EncoderMetadata]:
         ) from error
 
 
+def is_encoder_file(path: str | Path) -> bool:
+    """Whether a readable file is a safetensors file that describes an encoder in its header."""
+    if Path(path).suffix != ".safetensors":
+        return False
+    with safe_open(str(path), framework="pt") as file:
+        return HEADER_KEY in (file.metadata() or {})
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Reads the tensors of a safetensors or torch file, without running anything the file contains.
 
-    A torch file may wrap them in ``model``, ``state_dict`` or ``module``; a ``module.`` prefix on every key
-    is cut.
+    A torch file may wrap them in ``model``, ``state_dict`` or ``module``, or hold one such mapping for each
+    part of a model, whose name becomes a prefix; a ``module.`` prefix on every key is cut.
 
     Raises:
         WeightsError: Missing, damaged, holding code, or holding something else than weights.
@@ -170,6 +178,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
+    if isinstance(content, Mapping) and all(isinstance(part, Mapping) for part in content.values()):
+        content = {f"{name}.{key}": value for name, part in content.items() for key, value in part.items()}
     if isinstance(content, Mapping) and {"method", "optimizer", "step"} <= set(content):
         raise WeightsError(f"{path} is the state of a run; use the encoder.safetensors beside it")
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -282,9 +292,22 @@ def has_run_state(folder: str | Path) -> bool:
     return any((Path(folder) / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def _load_safely(path: Path) -> Any:
+def read_torch_file(path: str | Path, harmless: Iterable[Any] = ()) -> Any:
+    """Whatever a torch file holds, read without running any of it.
+
+    Args:
+        path: Of the file.
+        harmless: Types it may hold beside tensors and plain values, as ``torch.serialization`` takes them.
+
+    Raises:
+        WeightsError: It is damaged or holds something else.
+    """
+    return _load_safely(Path(path), harmless)
+
+
+def _load_safely(path: Path, harmless: Iterable[Any] = ()) -> Any:
     try:
-        with torch.serialization.safe_globals(_HARMLESS_TYPES):
+        with torch.serialization.safe_globals([*_HARMLESS_TYPES, *harmless]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))

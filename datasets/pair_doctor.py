@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -16,8 +16,9 @@ import pair_report
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pair_findings import FLAGS, Duplicate, Finding, brightness, read_side
+from pair_findings import FLAGS, Duplicate, Finding, brightness, displacements, read_side
 
+from codemae.analysis.displacement import ALIGNED, Displacement
 from codemae.analysis.duplicates import Catalogue, Match, content_hash, thumbnail
 from codemae.analysis.registration import CONFIDENT, register
 from codemae.analysis.sides import side_flags
@@ -120,7 +121,8 @@ def diagnose(args: argparse.Namespace) -> str:
     _replace(args.out / "exclude.txt", lambda path: path.write_text("".join(lines)))
     page = pair_report.build(index, findings, duplicates, names, args)
     _replace(args.out / "report.html", lambda path: page.write(path))
-    return summary(findings, duplicates, len(excluded), args.out)
+    common = displacements(index, findings, args.confidence)
+    return summary(findings, duplicates, common, len(excluded), args.out)
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -187,10 +189,11 @@ def _examine_row(index: Index, row: int, cache: SceneCache, pairs: bool) -> Find
             finding.flags.add("unreadable")
             continue
         plane = brightness(values)
-        finding.hashes[modality] = content_hash(pixels), thumbnail(plane)
+        finding.hashes[modality] = content_hash(pixels), thumbnail(values)
         if not pairs:
             continue
-        flags = side_flags(values, modality)
+        statistics = index.stats(index.source(row), modality)
+        flags = side_flags(values, modality, statistics.mean, statistics.std)
         empty |= "empty" in flags
         finding.flags |= set(flags)
         planes[modality] = plane
@@ -309,6 +312,7 @@ def table(index: Index, findings: Sequence[Finding], names: Sequence[str]) -> pa
         "key": pa.array([names[finding.row] for finding in findings], pa.string()),
         "source": pa.array([index.source(finding.row) for finding in findings], pa.string()),
         "split": pa.array([index.cell(finding.row, "split") for finding in findings], pa.string()),
+        "group": pa.array([index.cell(finding.row, "group") for finding in findings], pa.string()),
     }
     for name, attribute in (("offset_x", "x"), ("offset_y", "y"), ("confidence", "confidence")):
         values = [None if found is None else getattr(found, attribute) for found in registrations]
@@ -320,13 +324,26 @@ def table(index: Index, findings: Sequence[Finding], names: Sequence[str]) -> pa
     return pa.table(columns)
 
 
-def summary(findings: Sequence[Finding], duplicates: Sequence[Duplicate], excluded: int, out: Path) -> str:
+def summary(
+    findings: Sequence[Finding],
+    duplicates: Sequence[Duplicate],
+    common: Mapping[str, Displacement],
+    excluded: int,
+    out: Path,
+) -> str:
     """What a person wants to know, for the terminal."""
     counts = Counter(flag for finding in findings for flag in finding.flags)
     lines = [f"{len(findings)} rows examined, {excluded} of them in {out / 'exclude.txt'}"]
     lines += [f"  {flag}: {counts[flag]}" for flag in FLAGS if counts[flag]]
     for reason, count in sorted(Counter(duplicate.reason for duplicate in duplicates).items()):
         lines.append(f"  equal images {reason}: {count}")
+    for source, found in common.items():
+        lines.append(
+            f"  {source}: {found.aligned:.0%} of {found.pairs} sure offsets within {ALIGNED:g} px, median "
+            f"{found.right:+.1f} right, {found.below:+.1f} below; {found.aligned_source:.0%} without it"
+        )
+        if found.aligned_scene is not None:
+            lines[-1] += f", {found.aligned_scene:.0%} without each scene's own"
     return "\n".join([*lines, f"  pictures and figures in {out / 'report.html'}"])
 
 

@@ -1,11 +1,13 @@
 """What the pair doctor finds out, and how it reads the images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from codemae.analysis.duplicates import Match
+from codemae.analysis.displacement import Displacement, displacement
+from codemae.analysis.duplicates import Match, Thumbnail
 from codemae.analysis.registration import Registration
 from codemae.data.images import SceneCache, as_read, read_window
 from codemae.data.index import Index
@@ -29,7 +31,7 @@ class Finding:
     flags: set[str] = field(default_factory=set)
     registration: Registration | None = None
     similarity: dict[int, float | None] = field(default_factory=dict)
-    hashes: dict[str, tuple[str, npt.NDArray[np.uint8]]] = field(default_factory=dict)
+    hashes: dict[str, tuple[str, Thumbnail]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,17 @@ def read_side(
 def brightness(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Mean of the channels, (H, W)."""
     return values.mean(axis=-1, dtype=np.float32)
+
+
+def displacements(index: Index, findings: Sequence[Finding], confidence: float) -> dict[str, Displacement]:
+    """For each source what its sure offsets have in common."""
+    rows: dict[str, list[tuple[float, float, object]]] = {}
+    for finding in findings:
+        found = finding.registration
+        if found is not None and found.confidence >= confidence:
+            scene = index.cell(finding.row, "group")
+            rows.setdefault(index.source(finding.row), []).append((found.x, found.y, scene))
+    return {
+        source: displacement(np.array([row[:2] for row in own]), [row[2] for row in own])
+        for source, own in sorted(rows.items())
+    }

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from pair_findings import FLAGS, Duplicate, Finding, read_side
+from pair_findings import FLAGS, Duplicate, Finding, displacements, read_side
 from PIL import Image
 
+from codemae.analysis.displacement import ALIGNED, LEAST_GROUP
 from codemae.analysis.reconstruction import PictureGrid
 from codemae.analysis.report import COLOURS, Report, drawing
 from codemae.analysis.sides import RULES
@@ -37,13 +38,17 @@ def build(
     numbers = [(str(sum(bool(finding.flags) for finding in findings)), "rows with a flag")]
     if len(lengths):
         numbers += [
-            (f"{np.mean(lengths <= 2):.0%}", "of the pairs with a sure offset lie within 2 px"),
+            (
+                f"{np.mean(lengths <= ALIGNED):.0%}",
+                f"of the pairs with a sure offset lie within {ALIGNED:g} px",
+            ),
             (f"{np.median(lengths):.1f} px", "is their median offset"),
         ]
     report.headline([*numbers, (str(len(duplicates)), "equal images")])
     _flags(report, counts, args)
     if len(lengths):
         _offsets(report, findings, args)
+        _common(report, index, findings, args)
     _similarity(report, findings)
     _worst(report, index, findings, names, args)
     _duplicates(report, duplicates, names)
@@ -60,7 +65,7 @@ def _flags(report: Report, counts: "Counter[str]", args: argparse.Namespace) -> 
         "duplicate": "an image of it is elsewhere too, and this row is the one to leave out",
     }
     rows = [(flag, str(counts[flag]), rules[flag]) for flag in FLAGS]
-    report.table(("flag", "rows", "rule"), rows, "How many rows meet each rule.")
+    report.table(("flag", "rows", "rule"), rows, "How many rows meet each rule.", words=(2,))
 
 
 def _offsets(report: Report, findings: Sequence[Finding], args: argparse.Namespace) -> None:
@@ -81,6 +86,42 @@ def _offsets(report: Report, findings: Sequence[Finding], args: argparse.Namespa
         figure,
         "Left of the dashed line an offset means nothing.",
         "offsets and their confidence of all pairs",
+    )
+
+
+def _common(report: Report, index: Index, findings: Sequence[Finding], args: argparse.Namespace) -> None:
+    report.section(
+        "What the offsets have in common",
+        "An offset that a whole source or scene shares can be taken out by moving its SAR side. Pairs of one "
+        "scene that differ along one line, and hardly across it, are displaced by relief: SAR that was not "
+        "corrected for terrain shows high ground too near to the sensor. What is left across that line "
+        "bounds the error of the offsets themselves.",
+    )
+    rows = []
+    for source, found in displacements(index, findings, args.confidence).items():
+        line = "too few pairs a scene"
+        if found.direction is not None:
+            line = f"{found.along:.1f} px at {found.direction:.0f} degrees, {found.across:.1f} px across"
+        scene = "none" if found.aligned_scene is None else f"{found.aligned_scene:.0%}"
+        shares = f"{found.aligned:.0%}", f"{found.aligned_source:.0%}", scene
+        rows.append(
+            (source, str(found.pairs), f"{found.right:+.1f}, {found.below:+.1f}", *shares, line),
+        )
+    report.table(
+        (
+            "source",
+            "sure",
+            "median offset",
+            "as they are",
+            "without that",
+            "without the scene's",
+            "within scenes",
+        ),
+        rows,
+        f"Shares of pairs within {ALIGNED:g} px: as they are, with the source's median offset taken off, and "
+        f"with that of the other pairs of the scene taken off (scenes of {LEAST_GROUP} pairs or more). "
+        "Angles run from the right over below.",
+        words=(6,),
     )
 
 
@@ -132,7 +173,9 @@ def _worst(
         where = f"{found.x:+.1f}, {found.y:+.1f}" if found else "none"
         sure = f"{found.confidence:.1f}" if found else "none"
         lines.append((str(place), names[finding.row], ", ".join(sorted(finding.flags)), where, sure))
-    report.table(("pair", "key", "flags", "offset", "confidence"), lines, "Offsets are right, below.")
+    report.table(
+        ("pair", "key", "flags", "offset", "confidence"), lines, "Offsets are right, below.", words=(1, 2)
+    )
 
 
 def _badness(finding: Finding) -> float:
@@ -180,4 +223,6 @@ def _duplicates(report: Report, duplicates: Sequence[Duplicate], names: Sequence
         )
         for found in sorted(duplicates, key=lambda found: (found.reason, found.row))[:200]
     ]
-    report.table(("row", "equal to", "side", "where", "how"), rows, f"{len(rows)} of {len(duplicates)}.")
+    report.table(
+        ("row", "equal to", "side", "where", "how"), rows, f"{len(rows)} of {len(duplicates)}.", words=(1,)
+    )

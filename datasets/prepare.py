@@ -4,30 +4,35 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
 import shards
 from recipes import bands, folder, images, ospretrain, pairs, pool
 from recipes.bands import selections
+from recipes.candidates import Candidate
 from recipes.card import card_names
 from recipes.catalogued import Catalogued
+from recipes.left_out import FILE_NAME as LEFT_OUT_NAME
 from recipes.plan import Plan, PrepareError, write_whole
-from recipes.rows import Rows, row_counts
-from recipes.scan import Advance, scan
+from recipes.progress import Advance, phase
+from recipes.rows import RowCounts, Rows, rows_in
+from recipes.scan import Scan, scan
+from recipes.stacking import stack
 from recipes.torchgeo_download import download
 from recipes.windows import Exclusion, Tiling
-from rich.console import Console
-from rich.progress import Progress
 
 from codemae.data.images import PathError
 from codemae.data.index import IndexFileError, write_index
 from codemae.data.statistics import IndexStatistics, StatisticsError
 from codemae.modality import MODALITY_NAMES
+
+_LISTED = 1000
+"""Samples left out that the report itself lists."""
 
 
 class Recipe(Protocol):
@@ -62,6 +67,7 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         add_common_options(command)
     command = commands.add_parser("pool", help=pool.HELP, description=pool.HELP)
     pool.add_arguments(command)
+    add_shard_options(command)
     for name in card_names():
         if name in RECIPES:
             continue
@@ -99,6 +105,11 @@ def add_common_options(command: argparse.ArgumentParser) -> None:
             ":LOW:HIGH; default: auto (see README)",
         )
     command.add_argument("--bands", nargs="+", default=[], metavar="MODALITY=BANDS", help=bands.HELP)
+    add_shard_options(command)
+
+
+def add_shard_options(command: argparse.ArgumentParser) -> None:
+    """Declares ``--shards`` and how large they are."""
     command.add_argument("--shards", action="store_true", help="pack the images into tar files afterwards")
     shards.add_arguments(command)
 
@@ -109,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser(words).parse_args(words)
         report = pool.merge(args) if args.recipe == "pool" else prepare(args)
+        if args.shards:
+            print(shards.describe(shards.packed(args.out, args.out, args.shard_size)), file=sys.stderr)
     except (PrepareError, IndexFileError, StatisticsError, PathError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -128,9 +141,15 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, "root", None) is None:
             raise PrepareError("--download needs --root DIR, the folder to download to")
         print(download(args.recipe, recipe.card.torchgeo, args.root, recipe.card.get), file=sys.stderr)
-    plan = recipe.plan(args)
+    with phase("listing files", ""):
+        plan = recipe.plan(args)
     exclusion = Exclusion(args.exclude)
-    plan.candidates = [candidate for candidate in plan.candidates if not exclusion.covers(candidate)]
+    if exclusion:
+        plan.candidates.update(lambda candidate: None if exclusion.covers(candidate) else candidate)
+    if plan.stacks:
+        stack(plan, plan.stacks, args.out, args.workers)
+        if exclusion:
+            plan.candidates.update(lambda candidate: None if exclusion.covers(candidate) else candidate)
     scalings = {modality: _scaling(plan, modality, args) for modality in MODALITY_NAMES}
     channels = selections(plan, args.bands)
     tile = getattr(args, "tile", None)
@@ -138,70 +157,62 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     if tile is None and plan.tile is not None:
         tile, stride = plan.tile, plan.stride if stride is None else stride
     tiling = None if tile is None else Tiling(tile, tile if stride is None else stride)
-    with _progress(len(plan.candidates)) as advance:
-        found = scan(plan, scalings, args.workers, advance, tile or 0, channels)
-    left_out = plan.left_out + found.left_out
+    found = scan(plan, scalings, args.workers, tile or 0, channels)
+    left_out = plan.left_out
     if left_out and args.strict:
-        listed = "\n".join(f"  {entry.sample}: {entry.reason}" for entry in left_out[:10])
+        listed = "\n".join(f"  {entry.sample}: {entry.reason}" for entry in left_out.first(10))
         more = f"\n  and {len(left_out) - 10} more" if len(left_out) > 10 else ""
         raise PrepareError(f"{len(left_out)} samples would be left out (--strict):\n{listed}{more}")
-    table = Rows(plan, found, tiling, exclusion, args.workers).table()
-    if not table.num_rows:
-        reasons = "; ".join(f"{entry.sample}: {entry.reason}" for entry in left_out[:3])
+    counts = RowCounts()
+    batches = counts.counted(Rows(plan, found, tiling, exclusion, args.workers).batches())
+    first = next(batches, None)
+    if first is None:
+        reasons = "; ".join(f"{entry.sample}: {entry.reason}" for entry in left_out.first(3))
         raise PrepareError(f"no sample is left to index. {reasons}")
     statistics = IndexStatistics(sources=found.statistics, classes=plan.classes)
+    total = rows_in(found, tiling)
+    with phase("writing rows", "wrote {} rows", total) as advance:
+        write_index(args.out, _told(chain([first], batches), advance), statistics, plan.root)
     report = {
         "recipe": args.recipe,
         "root": str(plan.root),
-        **row_counts(table),
+        **counts.to_dict(),
         **({"rows_expected": plan.expected} if plan.expected else {}),
-        "samples_read": len(found.sizes),
+        "samples_read": int(found.usable.sum()),
         "pixels_outside_windows": tiling.uncovered if tiling else 0,
         "excluded": exclusion.count,
         "exclude_names_that_match_nothing": exclusion.unmatched(),
         "statistics": statistics.to_dict()["sources"],
         **plan.notes,
-        "left_out_by_kind": dict(sorted(Counter(entry.kind for entry in left_out).items())),
-        "left_out": [{"sample": e.sample, "kind": e.kind, "reason": e.reason} for e in left_out],
+        "left_out_by_kind": dict(sorted(left_out.by_kind.items())),
+        "left_out": [asdict(entry) for entry in left_out.first(_LISTED)],
     }
-    kept = [(plan.candidates[place], size) for place, size in sorted(found.sizes.items())]
-    write_index(args.out, table, statistics, plan.root)
+    if len(left_out) > _LISTED:
+        report["left_out_in_full"] = LEFT_OUT_NAME
+    left_out.write(args.out)
     for write in plan.write_beside:
-        report |= write(args.out, kept)
+        report |= write(args.out, _kept(plan, found))
     write_whole(args.out / "report.json", json.dumps(report, indent=1) + "\n")
-    if args.shards:
-        print(shards.describe(shards.packed(args.out, args.out, args.shard_size)), file=sys.stderr)
     return report
+
+
+def _kept(plan: Plan, found: Scan) -> Iterator[tuple[Candidate, tuple[int, int]]]:
+    """The samples that are indexed, with height and width."""
+    for candidate, (height, width) in zip(plan.candidates, found.sizes, strict=True):
+        if height >= 0:
+            yield candidate, (int(height), int(width))
+
+
+def _told(batches: Iterable[pa.RecordBatch], advance: Advance) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        advance(batch.num_rows)
 
 
 def _scaling(plan: Plan, modality: str, args: argparse.Namespace) -> str:
     """The rule of the command line, else of the card, else ``auto``."""
     asked: str = getattr(args, f"{modality}_scaling")
     return plan.scaling.get(modality, asked) if asked == "auto" else asked
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Advance]:
-    """A bar on a terminal, a line every tenth elsewhere; both on stderr."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with Progress(console=console) as bar:
-            task = bar.add_task("reading images", total=total)
-            yield lambda done: bar.advance(task, done)
-        return
-    read = 0
-    begun = time.monotonic()
-
-    def advance(done: int) -> None:
-        nonlocal read
-        tenth = read * 10 // max(total, 1)
-        read += done
-        if read * 10 // max(total, 1) > tenth:
-            left = (time.monotonic() - begun) / read * (total - read)
-            until = f", about {left:.0f} s left" if read < total else ""
-            print(f"read {read} of {total} samples{until}", file=sys.stderr, flush=True)
-
-    yield advance
 
 
 def summary(out: Path, report: dict[str, Any]) -> str:

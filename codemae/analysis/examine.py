@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codemae.analysis.alignment import align
+from codemae.analysis.explanations import as_subject, explain
 from codemae.analysis.features import input_size
 from codemae.analysis.pairs import encode_pairs, read_pairs
 from codemae.analysis.reconstruction import PictureGrid, reconstruction_grid
 from codemae.analysis.report import Report, read_metrics
+from codemae.analysis.run_encoders import load_run_encoder
 from codemae.analysis.sections import (
     add_alignment,
     add_curves,
@@ -23,9 +25,7 @@ from codemae.config import build_config, read_yaml
 from codemae.data.index import Index, open_index
 from codemae.engine.settings import PretrainConfig
 from codemae.methods.base import METHODS, Method
-from codemae.models.factory import load_encoder
 
-ENCODER_FILE = "encoder.safetensors"
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 
@@ -39,6 +39,7 @@ def examine(
     count: int = 256,
     size: int | None = None,
     with_map: bool = True,
+    explanations: Sequence[str] = (),
 ) -> Path:
     """Writes ``report.html`` about an encoder, or about a run with its pictures.
 
@@ -50,12 +51,13 @@ def examine(
         count: How many pairs to look at.
         size: Side in pixels; the encoder's own when not given.
         with_map: Whether to fit the UMAP.
+        explanations: Names of the further sections, of ``EXPLANATIONS``.
 
     Returns:
         The page's path.
     """
     run = Path(target) if Path(target).is_dir() else None
-    encoder = load_encoder(run / ENCODER_FILE if run else target)
+    encoder = load_run_encoder(target)
     index = open_index(folders, split)
     batch = read_pairs(index, count, size or input_size(encoder))
     tokens = encode_pairs(encoder, batch)
@@ -78,6 +80,8 @@ def examine(
     add_alignment(report, {"this encoder": alignment})
     if with_map:
         add_map(report, pooled)
+    if explanations:
+        explain(report, as_subject(encoder, batch, tokens), explanations)
     return report.write(out / "report.html")
 
 

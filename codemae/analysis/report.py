@@ -101,6 +101,7 @@ thead th {{ color: var(--soft); font-weight: 600; font-size: .9rem; }}
 tbody tr:last-child td {{ border-bottom: 0; }}
 td.gain {{ font-weight: 700; color: var(--good); }}
 td.loss {{ font-weight: 700; color: var(--bad); }}
+th.words, td.words {{ text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.4rem; margin: 1rem 0; }}
 dt {{ color: var(--soft); }}
 dd {{ margin: 0; overflow-wrap: anywhere; }}
@@ -183,20 +184,33 @@ class Report:
         )
 
     def table(
-        self, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, gains: Sequence[int] = ()
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        caption: str,
+        gains: Sequence[int] = (),
+        words: Sequence[int] = (),
     ) -> None:
-        """Adds a table; cells of the columns numbered in ``gains`` are green, or red below 0."""
-        head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
+        """Adds a table.
+
+        Args:
+            header: Titles of the columns.
+            rows: Cells, row by row.
+            caption: What the table shows.
+            gains: Columns whose cells are green, or red below 0.
+            words: Columns of text, which are set left and wrapped.
+        """
+
+        def cell(tag: str, column: int, text: str) -> str:
+            kind = "words" if column in words else ""
+            if tag == "td" and column in gains:
+                kind = "loss" if text.startswith("-") else "gain"
+            shown = f' class="{kind}"' if kind else ""
+            return f"<{tag}{shown}>{_text(text)}</{tag}>"
+
+        head = "".join(cell("th", i, text) for i, text in enumerate(header))
         body = "".join(
-            "<tr>"
-            + "".join(
-                f'<td class="{"loss" if c.startswith("-") else "gain"}">{_text(c)}</td>'
-                if i in gains
-                else f"<td>{_text(c)}</td>"
-                for i, c in enumerate(row)
-            )
-            + "</tr>"
-            for row in rows
+            f"<tr>{''.join(cell('td', i, text) for i, text in enumerate(row))}</tr>" for row in rows
         )
         self._add_figure(
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',

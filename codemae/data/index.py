@@ -15,10 +15,11 @@ from codemae.data.images import Location, Window, resolve_inside, split_member
 from codemae.data.index_file import (
     COLUMNS,
     FILE_NAME,
+    ROOTS_VARIABLE,
     SHARD_COLUMNS,
     IndexFileError,
+    current_root,
     map_index,
-    recorded_root,
     schema,
     vocabulary,
     write_index,
@@ -28,7 +29,6 @@ from codemae.modality import get_modality
 
 __all__ = ["FILE_NAME", "Index", "IndexFileError", "open_index", "schema", "write_index"]
 
-ROOTS_VARIABLE = "CODEMAE_DATA_ROOTS"
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -185,7 +185,7 @@ class Index:
         return self._where(self.has(get_modality(modality).name))
 
     def location(self, row: int, modality: str) -> Location:
-        """Where the bytes of one image lie.
+        """Where the bytes of one image lie; ``mask`` and ``post`` (the second date) are images, too.
 
         Raises:
             IndexFileError: The row has no such image.
@@ -195,7 +195,8 @@ class Index:
         if relative is None:
             raise IndexFileError(f"row {row} has no {modality} image")
         part, _ = self._locate(int(row))
-        offset = self.cell(row, f"{modality}_offset")
+        packed = f"{modality}_offset" in COLUMNS
+        offset = self.cell(row, f"{modality}_offset") if packed else None
         if offset is None:
             return Location(resolve_inside(part.root, relative))
         shard, member = split_member(relative)
@@ -371,7 +372,7 @@ def open_index(
 def _open_part(folder: Path, root: PathLike | None) -> _Part:
     table = map_index(folder)
     statistics = read_statistics(folder)
-    place = str(root) if root is not None else _moved(recorded_root(table))
+    place = str(root) if root is not None else current_root(table)
     if not os.path.isdir(place):
         raise IndexFileError(
             f"the images of {folder} should lie in {place!r}, which does not exist; if they have moved, set "
@@ -390,15 +391,3 @@ def _open_part(folder: Path, root: PathLike | None) -> _Part:
         splits=vocabulary(table, "split"),
         statistics=statistics,
     )
-
-
-def _moved(root: str) -> str:
-    for replacement in filter(None, os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep)):
-        old, equals, new = replacement.partition("=")
-        if not equals:
-            raise IndexFileError(
-                f"{ROOTS_VARIABLE} holds {replacement!r}; write OLD=NEW, several separated by ':'"
-            )
-        if root == old or root.startswith(old.rstrip("/") + "/"):
-            return new + root[len(old) :]
-    return root

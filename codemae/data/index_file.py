@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,6 +27,7 @@ from codemae.modality import MODALITY_NAMES
 
 FILE_NAME = "index.parquet"
 CACHE_NAME = "index.arrow"
+ROOTS_VARIABLE = "CODEMAE_DATA_ROOTS"
 
 _CODED = ("source", "split")
 _REQUIRED = (*_CODED, "group")
@@ -32,7 +35,7 @@ _PATHS = ("optical", "sar", "mask", "post")
 SHARD_COLUMNS = ("optical_offset", "optical_size", "sar_offset", "sar_size")
 _WINDOW = ("x", "y", "width", "height")
 COLUMNS = (*_REQUIRED, *_PATHS, *SHARD_COLUMNS, *_WINDOW, "label")
-_CHUNK = 65_536
+_CHUNK = 16_384
 _HOW = (
     "make one with\n"
     "  python datasets/prepare.py pairs --optical DIR --sar DIR --out {folder}\n"
@@ -61,7 +64,7 @@ def schema(multi_label: bool = False) -> pa.Schema:
 
 def write_index(
     folder: str | os.PathLike[str],
-    rows: pa.Table | Iterable[Mapping[str, Any]],
+    rows: pa.Table | Iterable[pa.RecordBatch] | Iterable[Mapping[str, Any]],
     statistics: IndexStatistics,
     root: str | os.PathLike[str],
 ) -> Path:
@@ -69,7 +72,8 @@ def write_index(
 
     Args:
         folder: Where to; made if missing. What is there stays until the new files are complete.
-        rows: A table, or a mapping per row; columns that are absent are null.
+        rows: A table, batches of one, or a mapping per row; columns that are absent are null. Batches are
+            written as they come, so that an index of any length passes through little memory.
         statistics: Statistics of every source and modality the rows name.
         root: Folder that the rows' paths are relative to.
 
@@ -78,77 +82,175 @@ def write_index(
             statistics.
         PathError: A path leaves the root.
     """
-    table = _conform(rows)
-    _check(table, statistics)
     target = Path(folder)
+    made = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
     metadata = {"codemae.format": "1", "codemae.root": str(Path(root).resolve())}
-    table = table.replace_schema_metadata(metadata)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=target) as staging:
-        staged = Path(staging)
-        pq.write_table(table, staged / FILE_NAME, compression="none", row_group_size=_CHUNK)
-        (staged / STATISTICS_NAME).write_text(
-            yaml.safe_dump(statistics.to_dict(), sort_keys=False, default_flow_style=None, width=110)
-        )
-        for name in (STATISTICS_NAME, FILE_NAME):
-            with open(staged / name, "rb") as written:
-                os.fsync(written.fileno())
-        for name in (STATISTICS_NAME, FILE_NAME):
-            os.replace(staged / name, target / name)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=target) as staging:
+            staged = Path(staging)
+            _write_rows(staged / FILE_NAME, _record_batches(rows), statistics, metadata)
+            (staged / STATISTICS_NAME).write_text(
+                yaml.safe_dump(statistics.to_dict(), sort_keys=False, default_flow_style=None, width=110)
+            )
+            for name in (STATISTICS_NAME, FILE_NAME):
+                with open(staged / name, "rb") as written:
+                    os.fsync(written.fileno())
+            for name in (STATISTICS_NAME, FILE_NAME):
+                os.replace(staged / name, target / name)
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                target.rmdir()
+        raise
     map_index(target)
     return target / FILE_NAME
 
 
-def _conform(rows: pa.Table | Iterable[Mapping[str, Any]]) -> pa.Table:
+def _record_batches(
+    rows: pa.Table | Iterable[pa.RecordBatch] | Iterable[Mapping[str, Any]],
+) -> Iterator[pa.RecordBatch]:
     if isinstance(rows, pa.Table):
-        unknown = set(rows.column_names) - set(COLUMNS)
-        multi = "label" in rows.column_names and pa.types.is_list(rows.schema.field("label").type)
-        columns = {name: rows.column(name) for name in rows.column_names}
-    else:
-        listed = list(rows)
+        yield from rows.to_batches(max_chunksize=_CHUNK)
+        return
+    remaining = iter(rows)
+    first = next(remaining, None)
+    if isinstance(first, pa.RecordBatch):
+        yield first
+        yield from remaining
+    elif first is not None:
+        listed = [first, *remaining]
         unknown = {name for row in listed for name in row} - set(COLUMNS)
+        if unknown:
+            raise _unknown_columns(unknown)
         multi = any(isinstance(row.get("label"), (list, tuple)) for row in listed)
-        columns = {name: [row.get(name) for row in listed] for name in COLUMNS}
+        types = {field.name: field.type for field in schema(multi)} | dict.fromkeys(_CODED, pa.string())
+        columns = {name: pa.array([row.get(name) for row in listed], types[name]) for name in COLUMNS}
+        yield pa.record_batch(columns)
+
+
+def _write_rows(
+    path: Path, batches: Iterator[pa.RecordBatch], statistics: IndexStatistics, metadata: dict[str, str]
+) -> None:
+    """Checks batch by batch and writes row groups of ``_CHUNK`` rows."""
+    wanted: pa.Schema | None = None
+    waiting: list[pa.RecordBatch] = []
+    groups = _Groups()
+
+    def write_waiting() -> None:
+        writer.write_table(pa.Table.from_batches(waiting).unify_dictionaries(), row_group_size=_CHUNK)
+        waiting.clear()
+
+    with ExitStack() as opened:
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            if wanted is None:
+                wanted = schema(_is_multi_label(batch)).with_metadata(metadata)
+                writer = opened.enter_context(pq.ParquetWriter(path, wanted, compression="none"))
+            conformed = _conform(batch, wanted)
+            _check(conformed, statistics)
+            groups.add(conformed)
+            waiting.append(conformed)
+            if sum(part.num_rows for part in waiting) >= _CHUNK:
+                write_waiting()
+        if waiting:
+            write_waiting()
+    if wanted is None:
+        raise IndexFileError("not a single sample is left to index")
+    groups.check(path)
+
+
+def _is_multi_label(batch: pa.RecordBatch) -> bool:
+    return "label" in batch.schema.names and pa.types.is_list(batch.schema.field("label").type)
+
+
+def _unknown_columns(names: set[str]) -> IndexFileError:
+    return IndexFileError(f"unknown columns {sorted(names)}; an index has {', '.join(COLUMNS)}")
+
+
+def _conform(batch: pa.RecordBatch, wanted: pa.Schema) -> pa.RecordBatch:
+    """The columns of an index in their order and types, those that are absent null."""
+    unknown = set(batch.schema.names) - set(COLUMNS)
     if unknown:
-        raise IndexFileError(f"unknown columns {sorted(unknown)}; an index has {', '.join(COLUMNS)}")
-    wanted = schema(multi)
-    count = len(next(iter(columns.values())))
+        raise _unknown_columns(unknown)
     arrays = []
     for field in wanted:
-        values = columns.get(field.name)
-        if values is None:
-            arrays.append(pa.nulls(count, field.type))
-        elif isinstance(values, list):
-            coded = field.name in _CODED
-            array = pa.array(values, pa.string() if coded else field.type)
-            arrays.append(array.dictionary_encode() if coded else array)
+        if field.name not in batch.schema.names:
+            arrays.append(pa.nulls(batch.num_rows, field.type))
+        elif field.name in _CODED:
+            arrays.append(batch.column(field.name).cast(pa.string()).dictionary_encode())
         else:
-            arrays.append(values.cast(field.type))
-    return pa.table(arrays, schema=wanted).unify_dictionaries()
+            arrays.append(batch.column(field.name).cast(field.type))
+    return pa.record_batch(arrays, schema=wanted)
 
 
-def _check(table: pa.Table, statistics: IndexStatistics) -> None:
-    if table.num_rows == 0:
-        raise IndexFileError("not a single sample is left to index")
+def _check(batch: pa.RecordBatch, statistics: IndexStatistics) -> None:
     for name in _REQUIRED:
-        if table.column(name).null_count:
+        if batch.column(name).null_count:
             raise IndexFileError(
                 f"column {name!r} has empty cells; every row needs a source, a split and a group"
             )
-    imageless = pc.and_(table.column("optical").is_null(), table.column("sar").is_null())
+    imageless = pc.and_(batch.column("optical").is_null(), batch.column("sar").is_null())
     if pc.any(imageless).as_py():
         raise IndexFileError("a row has neither an optical nor a SAR image")
-    _check_paths(table)
-    groups = table.select(["source", "group", "split"]).group_by(["source", "group"])
-    cut = groups.aggregate([("split", "count_distinct")])
-    torn = cut.filter(pc.greater(cut.column("split_count_distinct"), 1))
-    if torn.num_rows:
-        first = torn.slice(0, 1).to_pylist()[0]
-        raise IndexFileError(
-            f"{torn.num_rows} groups lie in more than one split, such as {first['group']!r} of "
-            f"{first['source']!r}; a split must not cut a group (scene or place)"
-        )
-    _check_sources(table, statistics)
+    _check_paths(batch)
+    _check_sources(batch, statistics)
+
+
+class _Groups:
+    """Refuses a split that cuts a group, with 9 bytes held a row.
+
+    What is held is a hash of source and group, and the split. Where one hash has two splits the rows are read
+    once more, so that neither a hit nor a miss rests on hashes alone.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: list[np.ndarray] = []
+        self._splits: list[np.ndarray] = []
+        self._number: dict[str, int] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Notes the rows of a batch."""
+        self._hashes.append(_group_hashes(batch))
+        split = batch.column("split")
+        codes = [self._number.setdefault(name, len(self._number)) for name in split.dictionary.to_pylist()]
+        self._splits.append(np.array(codes, dtype=np.int32)[split.indices.to_numpy()])
+
+    def check(self, path: Path) -> None:
+        """Looks for cut groups among all rows noted.
+
+        Args:
+            path: The rows as written.
+
+        Raises:
+            IndexFileError: There is one.
+        """
+        hashes, splits = np.concatenate(self._hashes), np.concatenate(self._splits)
+        order = np.argsort(hashes)
+        hashes, splits = hashes[order], splits[order]
+        same = hashes[1:] == hashes[:-1]
+        suspicious = np.unique(hashes[1:][same & (splits[1:] != splits[:-1])])
+        if not len(suspicious):
+            return
+        met: dict[tuple[str, str], set[str]] = {}
+        for batch in pq.ParquetFile(path).iter_batches(columns=["source", "group", "split"]):
+            part = batch.filter(pa.array(np.isin(_group_hashes(batch), suspicious)))
+            for row in part.to_pylist():
+                met.setdefault((row["source"], row["group"]), set()).add(row["split"])
+        torn = [name for name, found in met.items() if len(found) > 1]
+        if torn:
+            source, group = torn[0]
+            raise IndexFileError(
+                f"{len(torn)} groups lie in more than one split, such as {group!r} of {source!r}; a split "
+                "must not cut a group (scene or place)"
+            )
+
+
+def _group_hashes(batch: pa.RecordBatch) -> np.ndarray:
+    """(rows,) int64: a hash of source and group, of this process."""
+    names = zip(batch.column("source").to_pylist(), batch.column("group").to_pylist(), strict=True)
+    return np.fromiter(map(hash, names), dtype=np.int64, count=batch.num_rows)
 
 
 def _check_paths(table: pa.Table | pa.RecordBatch) -> None:
@@ -162,9 +264,9 @@ def _check_paths(table: pa.Table | pa.RecordBatch) -> None:
             raise PathError(f"{path!r} is not a path inside the root")
 
 
-def _check_sources(table: pa.Table, statistics: IndexStatistics) -> None:
+def _check_sources(batch: pa.RecordBatch, statistics: IndexStatistics) -> None:
     for modality in MODALITY_NAMES:
-        used = pc.unique(table.column("source").filter(table.column(modality).is_valid())).to_pylist()
+        used = pc.unique(batch.column("source").filter(batch.column(modality).is_valid())).to_pylist()
         for source in used:
             if modality not in statistics.sources.get(source, {}):
                 raise IndexFileError(
@@ -222,6 +324,24 @@ def vocabulary(table: pa.Table, column: str) -> tuple[str, ...]:
 def recorded_root(table: pa.Table) -> str:
     """The folder that paths were relative to when the index was written."""
     return (table.schema.metadata or {}).get(b"codemae.root", b"").decode()
+
+
+def current_root(table: pa.Table) -> str:
+    """The recorded root after the replacements in the environment variable ``CODEMAE_DATA_ROOTS``.
+
+    Raises:
+        IndexFileError: The variable does not hold ``OLD=NEW`` entries.
+    """
+    root = recorded_root(table)
+    for replacement in filter(None, os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep)):
+        old, equals, new = replacement.partition("=")
+        if not equals:
+            raise IndexFileError(
+                f"{ROOTS_VARIABLE} holds {replacement!r}; write OLD=NEW, several separated by ':'"
+            )
+        if root == old or root.startswith(old.rstrip("/") + "/"):
+            return new + root[len(old) :]
+    return root
 
 
 def _map_cache(path: Path, stamp: str) -> pa.Table | None:

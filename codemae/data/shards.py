@@ -23,7 +23,14 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from codemae.data.images import resolve_inside
-from codemae.data.index_file import FILE_NAME, SHARD_COLUMNS, map_index, recorded_root, write_index
+from codemae.data.index_file import (
+    FILE_NAME,
+    ROOTS_VARIABLE,
+    SHARD_COLUMNS,
+    current_root,
+    map_index,
+    write_index,
+)
 from codemae.data.statistics import read_statistics
 from codemae.modality import MODALITY_NAMES
 
@@ -79,19 +86,25 @@ def pack(
         index_dir: The index, of plain files.
         out: Folder of the packed index; may be ``index_dir`` itself. Plain files stay where they are.
         shard_bytes: A shard is closed before it would pass this size; a larger image has one for itself.
-        root: Where the images are now, if they have moved.
+        root: Where the images are now, if they have moved; else the recorded root, after the replacements in
+            the environment variable ``CODEMAE_DATA_ROOTS``.
         advance: Told the bytes packed and all bytes after each shard.
 
     Raises:
-        ShardError: The index is packed already, an image is missing or changes meanwhile, or another
-            process packs into the same folder.
+        ShardError: The index is packed already, its root is gone, an image is missing or changes meanwhile,
+            or another process packs into the same folder.
         PathError: A path leaves the root.
     """
     source, target = Path(index_dir), Path(out)
     if shard_bytes < 1:
         raise ShardError(f"a shard needs at least one byte, got {shard_bytes}")
     mapped = map_index(source)
-    base = str(root) if root is not None else recorded_root(mapped)
+    base = str(root) if root is not None else current_root(mapped)
+    if not os.path.isdir(base):
+        raise ShardError(
+            f"the images of {source} should lie in {base!r}, which does not exist; if they have moved, set "
+            f"{ROOTS_VARIABLE}={base}=NEW_PLACE or give --root NEW_PLACE"
+        )
     rows = pq.read_table(source / FILE_NAME)
     if any(rows.column(name).null_count < rows.num_rows for name in SHARD_COLUMNS):
         raise ShardError(f"{source} is packed already")

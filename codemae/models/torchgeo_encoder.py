@@ -1,4 +1,4 @@
-"""Peers from torchgeo behind the encoder interface: CROMA, DOFA and its timm models, weights by name."""
+"""Peers from torchgeo behind the encoder interface: CROMA, DOFA, Swin and timm models, weights by name."""
 
 import importlib
 import inspect
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import SwinTransformer
 
 from codemae import checkpoint
 from codemae.modality import MODALITY_NAMES, get_modality
@@ -25,19 +26,26 @@ from codemae.models.timm_features import (
 _OPTICAL_WAVELENGTHS = {"B4": 0.665, "B3": 0.56, "B2": 0.49}
 _SAR_WAVELENGTH = 5.405
 _EXTRA = "pip install -e '.[torchgeo]'"
+_KINDS = "CROMA, DOFA, ResNet, ViT and Swin models do"
+# Models of weather, place recognition and masks, and those that also want dates, places or band numbers.
+_OTHER_KINDS = ("aurora", "copernicusfm", "earthloc", "panopticon", "unet")
+_HEADS = (r"(head|classifier|fc)\..*",)
+# What published files leave out: norms that then start as plain ones, and a table made from the image size.
+_ABSENT = (*_HEADS, r"fc_norm\..*", r"norm\..*", "attn_bias")
 
 
 class TorchGeoEncoder(nn.Module):
     """A torchgeo model with the interface of our encoders.
 
-    CROMA gives its pooled feature of the modality asked for, DOFA its own pooled feature, and the models that
-    torchgeo builds on timm the mean of their last tokens or map. Images come standardised by their dataset.
+    CROMA gives its pooled feature of the modality asked for, DOFA and Swin their own pooled feature, and the
+    models that torchgeo builds on timm the mean of their last tokens or map. Images come standardised by
+    their dataset. Tried with torchgeo 0.8.1.
 
     Args:
         name: As ``torchgeo.models.list_models()`` has it.
         weights: ``SENTINEL2_ALL_MOCO``, ``ResNet50_Weights.SENTINEL2_ALL_MOCO``, or a local file; random ones
             when None.
-        img_size: Side of the images; the model's own when not given.
+        img_size: Side of the images; the model's own when not given. CROMA is built for it; DOFA's is fixed.
 
     Attributes:
         channels: Bands it takes, by modality.
@@ -45,7 +53,8 @@ class TorchGeoEncoder(nn.Module):
 
     Raises:
         ImportError: torchgeo is not installed; the message says how to.
-        TeacherError: Unknown name or weights, or a model of a kind that gives no image feature.
+        TeacherError: Unknown name, weights that do not exist or could not be fetched, a size that the model
+            cannot take, or a model of a kind that gives no image feature.
 
     Shape:
         images (B, C, H, W) -> (B, D) through ``pooled``.
@@ -57,7 +66,9 @@ class TorchGeoEncoder(nn.Module):
         if name not in api.list_models():
             known = ", ".join(sorted(api.list_models()))
             raise TeacherError(f"torchgeo has no model {name!r}; it has {known}")
-        self.network, meta = _build(api, name, weights)
+        if name.startswith(_OTHER_KINDS):
+            raise TeacherError(f"torchgeo:{name} gives no feature of an image alone; {_KINDS}")
+        self.network, meta = _build(api, name, weights, img_size)
         self.arch = f"torchgeo:{name}"
         self.arch_kwargs: dict[str, Any] = {}
         self.inputs: dict[str, checkpoint.InputSpec] = {}
@@ -72,6 +83,13 @@ class TorchGeoEncoder(nn.Module):
             self._pool = self._dofa
             self.bands = {"optical": usual_bands("optical", 3), "sar": usual_bands("sar", 2)}
             own_size = int(getattr(self.network, "img_size", 224))
+            if img_size not in (None, own_size):
+                raise TeacherError(f"torchgeo:{name} takes images of {own_size} x {own_size} only")
+        elif isinstance(self.network, SwinTransformer):
+            self._pool = self._swin
+            self.network.head = nn.Identity()
+            self._name_bands(meta)
+            own_size = 256 if "_v2_" in name else 224
         elif hasattr(self.network, "forward_features"):
             self._pool = self._timm
             channels = int(first_convolution(self.network).shape[1])
@@ -80,16 +98,10 @@ class TorchGeoEncoder(nn.Module):
                 network=self.network, mean=(0.0,) * channels, std=(1.0,) * channels, licence="", size=size
             )
             self.extractor = FeatureExtractor(ready).eval()
-            stated = tuple(meta.get("bands") or ())
-            seen = _modality_of(stated)
-            sides = MODALITY_NAMES if seen is None else (seen,)
-            for side in sides:
-                self.bands[side] = stated if len(stated) == channels else usual_bands(side, channels)
+            self._name_bands(meta)
             own_size = img_size or size
         else:
-            raise TeacherError(
-                f"torchgeo:{name} gives no feature of an image; CROMA, DOFA, ResNet and ViT models do"
-            )
+            raise TeacherError(f"torchgeo:{name} gives no feature of an image; {_KINDS}")
         self.img_size = img_size or own_size
         self.modalities = tuple(side for side in MODALITY_NAMES if side in self.bands)
         self.channels = {side: len(names) for side, names in self.bands.items()}
@@ -104,9 +116,27 @@ class TorchGeoEncoder(nn.Module):
         get_modality(modality)
         return self._pool(as_channels(images, self.channels[modality]), modality)
 
+    def _name_bands(self, meta: dict[str, Any]) -> None:
+        """Bands as the weights state them, on the side they belong to; else the usual ones."""
+        channels = int(first_convolution(self.network).shape[1])
+        stated = tuple(meta.get("bands") or ())
+        seen = _modality_of(stated)
+        for side in MODALITY_NAMES if seen is None else (seen,):
+            self.bands[side] = stated if len(stated) == channels else usual_bands(side, channels)
+
     def _croma(self, images: Tensor, modality: str) -> Tensor:
-        outcome: dict[str, Tensor] = self.network(**{f"x_{modality}": images})
+        # With both modalities on, its forward pass joins them and fails where one side is missing.
+        network: Any = self.network
+        both, network.modalities = network.modalities, (modality,)
+        try:
+            outcome: dict[str, Tensor] = network(**{f"x_{modality}": images})
+        finally:
+            network.modalities = both
         return outcome[f"{modality}_GAP"]
+
+    def _swin(self, images: Tensor, modality: str) -> Tensor:
+        pooled: Tensor = self.network(images)
+        return pooled
 
     def _dofa(self, images: Tensor, modality: str) -> Tensor:
         network: Any = self.network
@@ -126,25 +156,53 @@ def _torchgeo() -> Any:
         raise ImportError(f"torchgeo: encoders need the package of that name: {_EXTRA}") from error
 
 
-def _build(api: Any, name: str, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
+def _build(
+    api: Any, name: str, weights: str | None, img_size: int | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    options: dict[str, Any] = {"image_size": img_size} if "croma" in name and img_size else {}
     if weights is None:
-        return api.get_model(name, weights=None), {}
+        return api.get_model(name, **options), {}
     if Path(weights).is_file():
         state = checkpoint.read_weights(weights)
         first = next((value for value in state.values() if value.ndim == 4), None)
-        options = {} if first is None or "croma" in name or "dofa" in name else {"in_chans": first.shape[1]}
-        network = api.get_model(name, weights=None, **options)
-        checkpoint.load_strictly(network, state, allow_unexpected=(r"(head|classifier|fc)\..*",))
+        channels = None if first is None or "croma" in name or "dofa" in name else int(first.shape[1])
+        if channels and not name.startswith("swin"):
+            options["in_chans"] = channels
+        network = api.get_model(name, **options)
+        if channels and isinstance(network, SwinTransformer):
+            _take_channels(network, channels)
+        checkpoint.load_strictly(network, state, allow_missing=_absent(network), allow_unexpected=_HEADS)
         return network, {}
     try:
         known = api.get_model_weights(name)
         entry = known[weights.rpartition(".")[2]]
-    except KeyError:
+    except (KeyError, ValueError):
         raise TeacherError(
             f"torchgeo has no weights {weights!r} of {name}, and there is no such file; see "
             f"torchgeo.models.get_model_weights({name!r})"
         ) from None
-    return api.get_model(name, weights=entry), dict(getattr(entry, "meta", {}))
+    try:
+        return api.get_model(name, weights=entry, **options), dict(getattr(entry, "meta", None) or {})
+    except OSError as error:
+        raise TeacherError(
+            f"the weights {weights} of torchgeo:{name} could not be fetched ({str(error)[:200]}). Download "
+            f"{getattr(entry, 'url', 'them')} where there is a network and pass the file: "
+            f"torchgeo:{name}:FILE"
+        ) from error
+
+
+def _absent(network: nn.Module) -> tuple[str, ...]:
+    """Keys that torchgeo lets a file leave out: heads, and of its own kinds of models a few more."""
+    kept = ("DOFA", "CROMA", "SwinTransformer")
+    return _ABSENT if type(network).__name__ in kept else _HEADS
+
+
+def _take_channels(network: SwinTransformer, channels: int) -> None:
+    """Gives torchvision's Swin, which is built for RGB, a first convolution of as many channels."""
+    stem: Any = network.features[0]
+    first: nn.Conv2d = stem[0]
+    if first.in_channels != channels:
+        stem[0] = nn.Conv2d(channels, first.out_channels, first.kernel_size, first.stride)  # type: ignore[arg-type]
 
 
 def _modality_of(bands: tuple[str, ...]) -> str | None:

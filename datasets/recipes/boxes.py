@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from recipes.candidates import Candidate
 from recipes.card import Boxes
 from recipes.labels import LabelError
-from recipes.plan import Candidate, Kept, PrepareError, write_whole
+from recipes.plan import Kept, PrepareError, write_whole
 
 _Box = dict[str, Any]
 _Source = Callable[[Candidate], list[_Box] | None]
@@ -58,6 +59,8 @@ class CocoBoxes:
                 classes = {entry["id"]: entry["name"] for entry in plain["categories"]}
                 by_image: dict[Any, list[_Box]] = defaultdict(list)
                 for entry in plain["annotations"]:
+                    if len(entry["bbox"]) != 4:
+                        raise ValueError(f"a bbox is four numbers, got {entry['bbox']!r}")
                     by_image[entry["image_id"]].append(entry)
                 for image in plain["images"]:
                     name = str(image["file_name"]).replace("\\", "/")

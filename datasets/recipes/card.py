@@ -77,6 +77,21 @@ class Boxes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Bands that are stored as files of their own, of which prepare makes one image.
+
+    Attributes:
+        bands: Template of each band's file; the first finds the samples.
+        names: Name of each band, in the same order.
+        side: Height and width of the image.
+    """
+
+    bands: tuple[str, ...]
+    names: tuple[str, ...]
+    side: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CardRecipe:
     """How files become rows. See ``datasets/README.md`` for the meaning of each."""
 
@@ -95,11 +110,18 @@ class CardRecipe:
     bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
     select: dict[str, tuple[str, ...]] = field(default_factory=dict)
     scaling: dict[str, str] = field(default_factory=dict)
+    stack: dict[str, Stack] = field(default_factory=dict)
     generic: str | None = None
 
     def sides(self) -> dict[str, tuple[str, ...]]:
-        """Side to templates, of the sides there are."""
-        return {side: templates for side in SIDES if (templates := getattr(self, side))}
+        """Side to templates, of the sides there are; a stacked side is found by its first band."""
+        first = {side: (stack.bands[0],) for side, stack in self.stack.items()}
+        found = {side: first.get(side) or getattr(self, side) for side in SIDES}
+        return {side: templates for side, templates in found.items() if templates}
+
+    def band_names(self) -> dict[str, tuple[str, ...]]:
+        """Modality to the names of the stored bands, of those that have names."""
+        return self.bands | {side: stack.names for side, stack in self.stack.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,11 +244,14 @@ def _check(card: Card, where: str) -> None:
         if recipe.generic not in GENERIC:
             raise PrepareError(f"{where}: an unverified layout needs recipe.generic: {' | '.join(GENERIC)}")
         return
-    if recipe.generic is not None:
-        raise PrepareError(f"{where}: recipe.generic is for layout: unverified only")
+    if recipe.generic not in (None, "ospretrain"):
+        raise PrepareError(f"{where}: recipe.generic {recipe.generic} is for layout: unverified only")
     if not card.layout_source:
         raise PrepareError(f"{where}: a verified layout says in layout_source where it was learned")
-    if not (recipe.optical or recipe.sar):
+    if recipe.generic:
+        return
+    _check_stacks(recipe, where)
+    if not recipe.sides().keys() & {"optical", "sar"}:
         raise PrepareError(f"{where}: the recipe has neither optical nor sar images")
     if sum(map(bool, (split.all, split.path, split.lists, split.draw))) != 1:
         raise PrepareError(f"{where}: recipe.split has exactly one of all, path, lists, draw")
@@ -243,6 +268,7 @@ def _check(card: Card, where: str) -> None:
     if card.class_values and len(card.class_values) != len(card.classes):
         raise PrepareError(f"{where}: class_values has one entry for each of the {len(card.classes)} classes")
     templates = [text for listed in recipe.sides().values() for text in listed]
+    templates += [text for stack in recipe.stack.values() for text in stack.bands]
     templates += [text for text in (recipe.group, label and label.npy, label and label.json) if text]
     templates += [recipe.boxes.voc] if recipe.boxes and recipe.boxes.voc else []
     for text in templates:
@@ -250,3 +276,27 @@ def _check(card: Card, where: str) -> None:
             Template(text)
         except TemplateError as error:
             raise PrepareError(f"{where}: {error}") from None
+
+
+def _check_stacks(recipe: CardRecipe, where: str) -> None:
+    """Refuses stacks that do not say one thing."""
+    for side, stack in recipe.stack.items():
+        at = f"{where}: recipe.stack.{side}"
+        if recipe.boxes is not None:
+            raise PrepareError(f"{at}: boxes belong to images as they are stored")
+        if side not in MODALITY_NAMES:
+            raise PrepareError(f"{at}: only {' and '.join(MODALITY_NAMES)} are stacked")
+        if getattr(recipe, side) or side in recipe.bands:
+            raise PrepareError(f"{at} stands in the place of recipe.{side} and recipe.bands.{side}")
+        if not len(stack.bands) == len(stack.names) == len(set(stack.names)) > 0:
+            raise PrepareError(f"{at} has {len(stack.bands)} bands, which need as many different names")
+        if stack.side < 1:
+            raise PrepareError(f"{at}.side is at least 1 pixel, got {stack.side}")
+        try:
+            known, *others = (set(Template(text).fields) for text in stack.bands)
+        except TemplateError as error:
+            raise PrepareError(f"{where}: {error}") from None
+        for text, own in zip(stack.bands[1:], others, strict=True):
+            if own - known:
+                lacking = ", ".join(sorted(own - known))
+                raise PrepareError(f"{at}: {text!r} has the field {lacking}, which its first band lacks")

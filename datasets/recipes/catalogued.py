@@ -3,17 +3,28 @@
 import argparse
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from recipes import folder, images, ospretrain, pairs
 from recipes.boxes import box_writer
+from recipes.candidates import Candidate, Candidates
 from recipes.card import Card, Label, Split, read_card
 from recipes.labels import LabelError, MaskClasses, from_json, from_npy
-from recipes.plan import Candidate, LeftOut, Plan, PrepareError, require_folder
+from recipes.left_out import LeftOut, LeftOuts
+from recipes.listing import Keyed
+from recipes.plan import Plan, PrepareError, require_folder
 from recipes.splits import SPLITS, Lists, draw, list_writer, stem
+from recipes.stacking import Bands
 from recipes.template import Template
 
 _IMAGES = ("optical", "sar")
+_ROWS = 16_384
+"""Rows that are joined at a time; each time all partners are hashed once."""
 
 Fields = dict[str, str]
 
@@ -39,7 +50,7 @@ class Catalogued:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declares the options, the card's values as defaults."""
-        if self.card.layout == "verified":
+        if self.card.recipe.generic is None:
             add_arguments(parser)
             return
         recipe = self.card.recipe
@@ -58,11 +69,11 @@ class Catalogued:
 
     def plan(self, args: argparse.Namespace) -> Plan:
         """Finds the samples."""
-        if self.card.layout == "verified":
+        if self.card.recipe.generic is None:
             return plan(self.card, args)
         recipe = self.card.recipe
         found = _GENERIC[recipe.generic or ""].plan(args)
-        found.notes |= {"layout": f"unverified; indexed as {recipe.generic}"}
+        found.notes |= {"layout": f"{self.card.layout}; indexed as {recipe.generic}"}
         found.expected = self.card.expected
         said = [getattr(args, f"{split}_list", None) for split in SPLITS]
         if recipe.generic == "folder" and recipe.split.draw and not any(said) and args.split_fraction is None:
@@ -100,12 +111,12 @@ def plan(card: Card, args: argparse.Namespace) -> Plan:
     """
     recipe = card.recipe
     root = require_folder(args.root, f"--root of {card.command}; {card.get}")
-    left_out: list[LeftOut] = []
+    left_out = LeftOuts()
     notes: dict[str, object] = {}
     joiner = _Joiner(card, root, left_out)
     naming = _Naming(card)
     splitting = _Splitting(card, root, args)
-    candidates: list[Candidate] = []
+    candidates = Candidates()
     labelling = _Labelling(card, root, left_out) if recipe.label and recipe.label.mask is None else None
     voc = Template(recipe.boxes.voc) if recipe.boxes and recipe.boxes.voc else None
     voc_files: dict[str, str] = {}
@@ -128,9 +139,11 @@ def plan(card: Card, args: argparse.Namespace) -> Plan:
     joiner.finish()
     notes |= splitting.finish(left_out)
     _check_keys(card, candidates)
-    classes = labelling.classes if labelling is not None else card.classes
+    classes = card.classes
     if labelling is not None:
-        _number(candidates, labelling)
+        if labelling.by_sight:
+            candidates.renumber(labelling.renumbered())
+        classes = labelling.classes
         lacking = [name for number, name in enumerate(classes) if number not in labelling.met]
         notes |= {"classes without an image": lacking} if lacking else {}
     result = Plan(
@@ -142,7 +155,8 @@ def plan(card: Card, args: argparse.Namespace) -> Plan:
         tile=recipe.tile,
         stride=recipe.stride,
         scaling=recipe.scaling,
-        bands=recipe.bands,
+        bands=recipe.band_names(),
+        stacks={side: Bands(each.bands, each.names, each.side) for side, each in recipe.stack.items()},
         select=recipe.select,
         expected=card.expected,
     )
@@ -151,9 +165,10 @@ def plan(card: Card, args: argparse.Namespace) -> Plan:
         result.mask_classes = MaskClasses(recipe.label.mask, values)
     if recipe.split.draw and not splitting.community:
         _draw(result, recipe.split)
-    for candidate in candidates:
-        if candidate.split in recipe.exclude_splits:
-            candidate.split = "test"
+    if recipe.exclude_splits:
+        splits = candidates.column("split").combine_chunks()
+        away = pc.is_in(splits, value_set=pa.array(recipe.exclude_splits))
+        candidates.replace("split", pc.if_else(away, "test", splits))
     if recipe.boxes is not None:
         if recipe.tile is not None or args.tile is not None:
             raise PrepareError(f"{card.name} has boxes of whole images; leave --tile away")
@@ -164,13 +179,12 @@ def plan(card: Card, args: argparse.Namespace) -> Plan:
 class _Joiner:
     """Finds the files of each side and joins them into rows."""
 
-    def __init__(self, card: Card, root: Path, left_out: list[LeftOut]) -> None:
+    def __init__(self, card: Card, root: Path, left_out: LeftOuts) -> None:
         self._card = card
         self._root = root
         self._left_out = left_out
         self._sides = {side: [Template(t) for t in texts] for side, texts in card.recipe.sides().items()}
-        self._found: Counter[str] = Counter()
-        self._unused: dict[str, set[str]] = {}
+        self._partners: dict[tuple[str, ...], _Partners] = {}
         self._texts: dict[str, set[str]] = {}
 
     def rows(self) -> Iterator[tuple[Fields, Fields]]:
@@ -192,48 +206,37 @@ class _Joiner:
     def _join(self, sides: dict[str, list[Template]]) -> Iterator[tuple[Fields, Fields]]:
         images = [side for side in _IMAGES if side in sides]
         base = max(images, key=lambda side: len(sides[side][0].fields))
-        own = set.intersection(*(set(template.fields) for template in sides[base]))
-        lookups: dict[str, tuple[tuple[str, ...], dict[tuple[str, ...], str | None]]] = {}
-        for side in sides:
-            if side == base:
-                continue
-            theirs = set.intersection(*(set(template.fields) for template in sides[side]))
-            shared = tuple(sorted(own & theirs))
-            if not shared and own:
-                raise PrepareError(
-                    f"card {self._card.name}: the templates of {base} and {side} share no field"
-                )
-            paths: dict[tuple[str, ...], str | None] = {}
-            for fields, path in self._files(side, sides[side]):
-                values = tuple(fields[name] for name in shared)
-                if values in paths:
-                    self._left_out.append(
-                        LeftOut(
-                            stem(path), "ambiguous", f"{path} and {paths[values]} go with one {base} image"
-                        )
-                    )
-                    paths[values] = None
-                else:
-                    paths[values] = path
-            lookups[side] = shared, paths
-            self._unused.setdefault(side, set())
-        used: dict[str, set[str]] = {side: set() for side in lookups}
-        for fields, path in self._files(base, sides[base]):
-            row = {base: path}
-            for side, (shared, paths) in lookups.items():
-                partner = paths.get(tuple(fields[name] for name in shared))
-                if partner is not None:
-                    row[side] = partner
-                    used[side].add(partner)
-            lacking = [side for side in lookups if side not in row]
-            if lacking:
-                reason = f"{path} has no {' and no '.join(lacking)}"
-                self._left_out.append(LeftOut(stem(path), "missing partner", reason))
-                continue
-            yield fields, {side: row[side] for side in sides}
-        for side, (_, paths) in lookups.items():
-            rest = {path for path in paths.values() if path is not None} - used[side]
-            self._unused[side] = self._unused[side] & rest if self._unused[side] else rest
+        others = {side: self._found(side, sides[side], base, sides[base]) for side in sides if side != base}
+        files = self._files(base, sides[base])
+        while batch := list(islice(files, _ROWS)):
+            beside = {side: partners.of([fields for fields, _ in batch]) for side, partners in others.items()}
+            for number, (fields, path) in enumerate(batch):
+                row = {base: path} | {
+                    side: partner for side, paths in beside.items() if (partner := paths[number]) is not None
+                }
+                lacking = [side for side in others if side not in row]
+                if lacking:
+                    reason = f"{path} has no {' and no '.join(lacking)}"
+                    self._left_out.append(LeftOut(stem(path), "missing partner", reason))
+                    continue
+                yield fields, {side: row[side] for side in sides}
+
+    def _found(self, side: str, templates: list[Template], base: str, bases: list[Template]) -> "_Partners":
+        """The files of a side by the fields they share with the base; looked for once."""
+        theirs, own = (
+            set.intersection(*(set(template.fields) for template in listed)) for listed in (templates, bases)
+        )
+        shared = tuple(sorted(own & theirs))
+        if not shared and own:
+            raise PrepareError(f"card {self._card.name}: the templates of {base} and {side} share no field")
+        known = (side, *(template.text for template in templates), "", *shared)
+        if known not in self._partners:
+            partners = _Partners(shared, self._files(side, templates))
+            for path, first in partners.doubled():
+                reason = f"{path} and {first} go with one {base} image"
+                self._left_out.append(LeftOut(stem(path), "ambiguous", reason))
+            self._partners[known] = partners
+        return self._partners[known]
 
     def _files(self, side: str, templates: list[Template]) -> Iterator[tuple[Fields, str]]:
         for template in templates:
@@ -248,8 +251,8 @@ class _Joiner:
 
     def finish(self) -> None:
         """Reports files without a row, and refuses a copy that lacks the folder of a split."""
-        for paths in self._unused.values():
-            for path in sorted(paths):
+        for partners in self._partners.values():
+            for path in partners.unused():
                 reason = f"{path} has no image beside it"
                 self._left_out.append(LeftOut(stem(path), "missing partner", reason))
         for side in _IMAGES:
@@ -277,6 +280,34 @@ class _Joiner:
             f"no file is like {text!r} in {self._root}; {folder} {holds}. Usage: {self._card.command}, "
             f"where DIR is the folder of {self._card.title}. {self._card.get}"
         )
+
+
+class _Partners:
+    """The files of one side, by the texts of the fields they share with another."""
+
+    def __init__(self, shared: tuple[str, ...], files: Iterator[tuple[Fields, str]]) -> None:
+        self._shared = shared
+        self._files = Keyed((self._key(fields), path) for fields, path in files)
+        self._used = np.zeros(len(self._files), dtype=bool)
+
+    def _key(self, fields: Fields) -> str:
+        return "\0".join(fields[name] for name in self._shared)
+
+    def of(self, wanted: list[Fields]) -> list[str | None]:
+        """Path that goes with each; None where no file, or more than one, does."""
+        places = self._files.places([self._key(fields) for fields in wanted])
+        self._used[places[places >= 0]] = True
+        return self._files.paths.take(pa.array(places, mask=places < 0)).to_pylist()
+
+    def doubled(self) -> Iterator[tuple[str, str]]:
+        """Files whose texts another file has, each with the first of those."""
+        for _, first, path in self._files.doubled:
+            yield path, first
+
+    def unused(self) -> list[str]:
+        """Files that went with nothing, sorted."""
+        rest = self._files.paths.filter(pa.array(~self._used))
+        return sorted(rest.to_pylist())
 
 
 class _Naming:
@@ -325,7 +356,7 @@ class _Splitting:
             return split
         return self._rule.all or str(self._rule.draw["rest"])
 
-    def finish(self, left_out: list[LeftOut]) -> dict[str, object]:
+    def finish(self, left_out: LeftOuts) -> dict[str, object]:
         """Lists the names that no image has; returns facts for the report."""
         for split, name in self._lists.unmet() if self._lists else ():
             left_out.append(LeftOut(name, "missing", f"the {split} list names it, no image has that name"))
@@ -338,7 +369,7 @@ class _Splitting:
 class _Labelling:
     """Label of a row by its path or by a file beside it."""
 
-    def __init__(self, card: Card, root: Path, left_out: list[LeftOut]) -> None:
+    def __init__(self, card: Card, root: Path, left_out: LeftOuts) -> None:
         assert card.recipe.label is not None
         self._label: Label = card.recipe.label
         self._root = root
@@ -357,15 +388,14 @@ class _Labelling:
         path = self._root / self._file.fill(fields)
         try:
             if self._label.npy:
-                found = from_npy(path)
+                found = from_npy(path, len(self.classes))
             else:
                 found = from_json(path, self._label.field, self._label.map, self._numbers)
         except LabelError as error:
             self._left_out.append(LeftOut(key, "no label", str(error)))
             return None
-        if not found or max(found) >= len(self.classes) > 0:
-            reason = f"{path.name} names none of the classes" if not found else f"{path.name} is too long"
-            self._left_out.append(LeftOut(key, "no label", reason))
+        if not found:
+            self._left_out.append(LeftOut(key, "no label", f"{path.name} names none of the classes"))
             return None
         self.met |= set(found)
         return found
@@ -394,28 +424,16 @@ class _Labelling:
         return self._open and self._file is None
 
 
-def _number(candidates: list[Candidate], labelling: _Labelling) -> None:
-    if not labelling.by_sight:
-        return
-    order = labelling.renumbered()
-    for candidate in candidates:
-        assert isinstance(candidate.label, int)
-        candidate.label = order[candidate.label]
-
-
-def _check_keys(card: Card, candidates: list[Candidate]) -> None:
-    """Refuses two samples of one name, which lists and exclusions could not tell apart."""
-    if card.task == "unpaired":
-        return
-    seen: set[str] = set()
-    for candidate in candidates:
-        if candidate.key in seen:
-            break
-        seen.add(candidate.key)
-    else:
+def _check_keys(card: Card, candidates: Candidates) -> None:
+    """Renames the samples after their paths where two have one name, which lists could not tell apart."""
+    if card.task == "unpaired" or not candidates.has_doubled_keys():
         return
     grouped = card.recipe.group is not None
-    for candidate in candidates:
+
+    def after_its_path(candidate: Candidate) -> Candidate:
         path = stem(next(iter(candidate.paths.values())))
         candidate.group = candidate.group if grouped else path
         candidate.key = path
+        return candidate
+
+    candidates.update(after_its_path)

@@ -1,20 +1,16 @@
 """A folder per class, with or without train and test folders above them."""
 
 import argparse
+import os
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from codemae.modality import MODALITY_NAMES
-from recipes.plan import (
-    Candidate,
-    LeftOut,
-    Plan,
-    PrepareError,
-    compiled,
-    group_of,
-    images_below,
-    require_folder,
-)
+from recipes.candidates import Candidate, Candidates
+from recipes.left_out import LeftOut, LeftOuts
+from recipes.listing import images_below
+from recipes.plan import Plan, PrepareError, compiled, group_of, require_folder
 from recipes.splits import SPLITS as _SPLITS
 from recipes.splits import draw
 
@@ -53,32 +49,32 @@ def plan(args: argparse.Namespace) -> Plan:
     lists = {split: path for split in _SPLITS if (path := getattr(args, f"{split}_list"))}
     if lists and args.split_fraction is not None:
         raise PrepareError("list files and --split-fraction both say the split; give one of them")
-    left_out: list[LeftOut] = []
+    left_out = LeftOuts()
     listed = _from_lists(root, lists, left_out) if lists else _from_folders(root)
-    classes = tuple(sorted({path.parent.name for _, path in listed}))
-    number = {name: place for place, name in enumerate(classes)}
+    met: dict[str, int] = {}
     pattern = compiled(args.group_regex)
-    candidates = []
+    candidates = Candidates()
     for split, path in listed:
-        relative = path.relative_to(root)
-        stem = relative.with_suffix("").as_posix()
+        stem, folder = os.path.splitext(path)[0], path.rpartition("/")[0]
         candidates.append(
             Candidate(
                 key=stem,
                 source=args.source or root.name,
                 split=split,
                 group=group_of(stem, pattern),
-                label=number[path.parent.name],
-                **{args.modality: relative.as_posix()},
+                label=met.setdefault(folder.rpartition("/")[2] or root.name, len(met)),
+                **{args.modality: path},
             )
         )
+    classes = tuple(sorted(met))
+    candidates.renumber({met[name]: number for number, name in enumerate(classes)})
     if args.split_fraction is not None:
         _draw_split(candidates, args.split_fraction, args.split_seed)
     return Plan(root=root, candidates=candidates, left_out=left_out, classes=classes)
 
 
-def _from_folders(root: Path) -> list[tuple[str, Path]]:
-    """Split and path of every image."""
+def _from_folders(root: Path) -> Iterator[tuple[str, str]]:
+    """Split and relative path of every image."""
     below = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     parted = [entry for entry in below if entry.name in _SPLITS]
     if parted and len(parted) != len(below):
@@ -87,51 +83,57 @@ def _from_folders(root: Path) -> list[tuple[str, Path]]:
             f"{root} holds {', '.join(e.name for e in parted)} beside {others}: splits or classes?"
         )
     tops = {entry.name: entry for entry in parted} or {"train": root}
-    listed = []
+    empty = True
     for split, top in tops.items():
         for folder in sorted(entry for entry in top.iterdir() if entry.is_dir()):
-            listed += [(split, path) for path in images_below(folder) if path.parent == folder]
-    if not listed:
+            below_root = folder.relative_to(root).as_posix()
+            for name in images_below(folder, deep=False):
+                empty = False
+                yield split, f"{below_root}/{name}"
+    if empty:
         raise PrepareError(
             f"no image found in {root}, looked for DIR/<class>/* and DIR/train/<class>/*; usage: {_COMMAND}"
         )
-    return listed
 
 
-def _from_lists(root: Path, lists: dict[str, Path], left_out: list[LeftOut]) -> list[tuple[str, Path]]:
-    """Split and path of every image that list files name."""
-    listed: list[tuple[str, Path]] = []
+def _from_lists(root: Path, lists: dict[str, Path], left_out: LeftOuts) -> Iterator[tuple[str, str]]:
+    """Split and relative path of every image that list files name."""
     numbers: dict[str, dict[str, str]] = defaultdict(dict)
     seen: dict[str, str] = {}
+    empty = True
     for split, file in lists.items():
-        try:
-            lines = file.read_text().splitlines()
-        except OSError as error:
-            raise PrepareError(f"--{split}-list {file}: {error.strerror}") from None
-        for line in filter(None, map(str.strip, lines)):
+        for line in _lines(split, file):
             name, number = _parse(line, root)
             if seen.setdefault(name, split) != split:
                 raise PrepareError(f"{name!r} is in the {seen[name]} list and in the {split} list")
-            path = root / name
-            if ".." in Path(name).parts or Path(name).is_absolute():
+            path = Path(name)
+            if ".." in path.parts or path.is_absolute():
                 raise PrepareError(f"{file} names {name!r}, which is not a path inside {root}")
-            if not path.is_file():
+            if not (root / path).is_file():
                 left_out.append(LeftOut(name, "missing", f"{file} names it, {root} does not hold it"))
                 continue
             if number is not None:
-                numbers[path.parent.name][number] = name
-            listed.append((split, path))
+                numbers[(root / path).parent.name][number] = name
+            empty = False
+            yield split, path.as_posix()
     torn = {folder: found for folder, found in numbers.items() if len(found) > 1}
     if torn:
         folder, found = next(iter(torn.items()))
         raise PrepareError(
             f"folder {folder!r} has several class numbers in the lists: {', '.join(sorted(found))}"
         )
-    if not listed:
+    if empty:
         raise PrepareError(
             f"none of the images that the lists name lies in {root}; are their paths relative to it?"
         )
-    return listed
+
+
+def _lines(split: str, file: Path) -> Iterator[str]:
+    try:
+        with open(file) as lines:
+            yield from filter(None, map(str.strip, lines))
+    except OSError as error:
+        raise PrepareError(f"--{split}-list {file}: {error.strerror}") from None
 
 
 def _parse(line: str, root: Path) -> tuple[str, str | None]:
@@ -145,7 +147,7 @@ def _parse(line: str, root: Path) -> tuple[str, str | None]:
     return line, None
 
 
-def _draw_split(candidates: list[Candidate], share: float, seed: int) -> None:
+def _draw_split(candidates: Candidates, share: float, seed: int) -> None:
     """Draws a share of each class's groups as train and the rest as test."""
     if not 0 < share < 1:
         raise PrepareError(f"--split-fraction lies between 0 and 1, got {share}")

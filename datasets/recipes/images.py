@@ -4,7 +4,10 @@ import argparse
 from pathlib import Path
 
 from codemae.modality import MODALITY_NAMES
-from recipes.plan import Candidate, LeftOut, Plan, PrepareError, by_stem, compiled, group_of, require_folder
+from recipes.candidates import Candidate, Candidates
+from recipes.left_out import LeftOuts
+from recipes.listing import by_stem
+from recipes.plan import Plan, PrepareError, compiled, group_of, require_folder
 
 HELP = "one folder of unlabelled images of one modality"
 
@@ -27,20 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(args: argparse.Namespace) -> Plan:
     """Finds the images."""
     root = require_folder(args.root, f"--root of {_COMMAND}")
-    left_out: list[LeftOut] = []
+    left_out = LeftOuts()
     images = by_stem(root, left_out)
     if not images:
         raise PrepareError(f"no image found in {root} and the folders in it; usage: {_COMMAND}")
     pattern = compiled(args.group_regex)
     source = args.source or root.name or "images"
-    candidates = [
+    candidates = Candidates(
         Candidate(
             stem,
             source,
             args.split,
             group_of(stem, pattern),
-            **{args.modality: path.relative_to(root).as_posix()},
+            **{args.modality: path},
         )
-        for stem, path in images.items()
-    ]
+        for stem, path in images
+    )
     return Plan(root=root, candidates=candidates, left_out=left_out)

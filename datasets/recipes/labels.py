@@ -109,11 +109,15 @@ def size_of_mask(path: str) -> tuple[int, int]:
         raise LabelError(f"{path}: {error}") from None
 
 
-def from_npy(path: Path) -> list[int]:
+def from_npy(path: Path, count: int = 0) -> list[int]:
     """Numbers of the classes that a multi-hot vector sets.
 
+    Args:
+        path: The file.
+        count: How many classes there are; 0 where that is not known.
+
     Raises:
-        LabelError: There is no such file, or it holds no vector of zeros and ones.
+        LabelError: There is no such file, or it holds no vector of zeros and ones, one for each class.
     """
     try:
         vector = np.load(path, allow_pickle=False)
@@ -122,6 +126,8 @@ def from_npy(path: Path) -> list[int]:
     flat = np.ravel(vector)
     if not np.isin(flat, (0, 1)).all():
         raise LabelError(f"{path} is no vector of zeros and ones")
+    if count and len(flat) != count:
+        raise LabelError(f"{path} has {len(flat)} entries for {count} classes")
     return np.flatnonzero(flat).tolist()
 
 
@@ -143,6 +149,8 @@ def from_json(
         listed = json.loads(path.read_text())[field]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LabelError(f"{path}: no list under {field!r} ({type(error).__name__})") from None
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise LabelError(f"{path}: under {field!r} stands {listed!r}, which is no list of names")
     wanted = {names.get(name, name) for name in listed} - {None}
     unknown = sorted(str(name) for name in wanted if name not in numbers)
     if unknown:

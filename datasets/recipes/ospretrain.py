@@ -1,17 +1,22 @@
 """OSPretrain-1M as released: ROOT/<source>/{RGB,SAR}/<name>.png with text files of names."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from normalization import OSPRETRAIN
 
-from recipes.plan import Candidate, LeftOut, Plan, PrepareError, by_stem, require_folder
+from recipes.candidates import Candidate, Candidates
+from recipes.left_out import LeftOut, LeftOuts
+from recipes.listing import Keyed, by_stem
+from recipes.plan import Plan, PrepareError, require_folder
 
 HELP = "OSPretrain-1M as released: ROOT/<source>/{RGB,SAR}/<name>.png and {train,val,test}.txt"
 
 UNPAIRED = "Unpaired"
 TEST_HELD_BACK = ("WHU-OPT-SAR", "OGSOD-2", "DDHR", "DFC23_Track1")
-HELD_BACK = ("PIE-RGB-SAR", "YESeg-OPT-SAR")
+HELD_BACK = ("PIE-RGB-SAR", "YESeg-OPT-SAR", "SS4EO-S12")
 
 _SIDES = {"optical": "RGB", "sar": "SAR"}
 _SPLITS = ("train", "val", "test")
@@ -21,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares this recipe's options."""
     parser.add_argument(
         "--root", type=Path, required=True, metavar="DIR", help="folder of the source folders"
+    )
+    parser.add_argument(
+        "--include",
+        action="append",
+        choices=HELD_BACK,
+        default=[],
+        help="take a source that the authors' training script leaves out; may be given several times",
     )
     parser.add_argument(
         "--stats",
@@ -34,7 +46,8 @@ def plan(args: argparse.Namespace) -> Plan:
     """Finds the pairs and the unpaired pool.
 
     Every listed pair is for pretraining (split ``train``), except the test lists of the sources that
-    benchmarks test on (split ``test``); two sources are benchmarks as a whole and are not indexed.
+    benchmarks test on (split ``test``). Two sources are benchmarks as a whole; these and SS4EO-S12 are left
+    out, as in the authors' training script, unless asked for.
     """
     root = require_folder(
         args.root, "--root of python datasets/prepare.py ospretrain --root DIR --out INDEX_DIR"
@@ -55,18 +68,17 @@ def plan(args: argparse.Namespace) -> Plan:
             f"no published statistics for {', '.join(unknown)}; known: {', '.join(OSPRETRAIN)}. "
             "Rename the folder, or add --stats measure"
         )
-    left_out: list[LeftOut] = []
-    candidates: list[Candidate] = []
+    left_out = LeftOuts()
+    candidates = Candidates()
     unlisted: dict[str, int] = {}
     for source in sources:
-        if source in HELD_BACK:
+        if source in HELD_BACK and source not in args.include:
             continue
         found = {modality: by_stem(root / source / side, left_out) for modality, side in _SIDES.items()}
         if source == UNPAIRED:
-            candidates += _unpaired(root, found)
+            _add_unpaired(candidates, found)
         else:
-            pairs, rest = _listed(root, source, found, left_out)
-            candidates += pairs
+            rest = _add_listed(candidates, root, source, found, left_out)
             unlisted |= {source: rest} if rest else {}
     published = {
         source: {m: OSPRETRAIN[source].of(m) for m in _SIDES} for source in sources if source in OSPRETRAIN
@@ -77,59 +89,66 @@ def plan(args: argparse.Namespace) -> Plan:
         left_out=left_out,
         published=published if args.stats == "published" else {},
         notes={
-            "held back as benchmarks": [source for source in sources if source in HELD_BACK],
+            "held back": [s for s in sources if s in HELD_BACK and s not in args.include],
             "images that no list names": unlisted,
         },
     )
 
 
-def _unpaired(root: Path, found: dict[str, dict[str, Path]]) -> list[Candidate]:
+def _add_unpaired(candidates: Candidates, found: dict[str, Keyed]) -> None:
     """A sample for each image of the pool; equal names on the two sides mean nothing."""
-    return [
-        Candidate(
-            key=f"{UNPAIRED}/{_SIDES[modality]}/{stem}",
-            source=UNPAIRED,
-            split="train",
-            group=f"{_SIDES[modality]}/{stem}",
-            **{modality: path.relative_to(root).as_posix()},
-        )
-        for modality, images in found.items()
-        for stem, path in images.items()
-    ]
+    for modality, images in found.items():
+        side = _SIDES[modality]
+        for stem, path in images:
+            paths = {modality: f"{UNPAIRED}/{side}/{path}"}
+            key = f"{UNPAIRED}/{side}/{stem}"
+            candidates.append(Candidate(key, UNPAIRED, "train", f"{side}/{stem}", **paths))
 
 
-def _listed(
-    root: Path, source: str, found: dict[str, dict[str, Path]], left_out: list[LeftOut]
-) -> tuple[list[Candidate], int]:
-    """The pairs that a source's text files name, and how many images no file names."""
+def _add_listed(
+    candidates: Candidates, root: Path, source: str, found: dict[str, Keyed], left_out: LeftOuts
+) -> int:
+    """Adds the pairs that a source's text files name; returns how many images no file names."""
     lists = {split: root / source / f"{split}.txt" for split in _SPLITS}
     if not any(path.is_file() for path in lists.values()):
         raise PrepareError(f"{root / source} has none of train.txt, val.txt, test.txt with a name a line")
-    candidates: list[Candidate] = []
     named: dict[str, str] = {}
+    with_image = 0
     for split, file in lists.items():
-        for line in file.read_text().splitlines() if file.is_file() else ():
-            stem = _stem(line.strip())
-            if not stem:
-                continue
+        fresh = list(_fresh(source, split, file, named))
+        places = {modality: images.places(fresh) for modality, images in found.items()}
+        with_image += int(np.logical_or(*(held >= 0 for held in places.values())).sum())
+        for number, stem in enumerate(fresh):
             key = f"{source}/{stem}"
-            if stem in named:
-                if named[stem] != split:
-                    raise PrepareError(f"{source}: {stem!r} is in {named[stem]}.txt and in {split}.txt")
-                continue
-            named[stem] = split
-            lacking = [side for modality, side in _SIDES.items() if stem not in found[modality]]
+            lacking = [side for modality, side in _SIDES.items() if places[modality][number] < 0]
             if lacking:
                 reason = f"{file} names it, no image in {' and '.join(lacking)}"
                 left_out.append(LeftOut(key, "missing partner", reason))
                 continue
             paths = {
-                modality: images[stem].relative_to(root).as_posix() for modality, images in found.items()
+                modality: f"{source}/{_SIDES[modality]}/{images.paths[int(places[modality][number])].as_py()}"
+                for modality, images in found.items()
             }
             use = "test" if split == "test" and source in TEST_HELD_BACK else "train"
             candidates.append(Candidate(key, source, use, stem, **paths))
-    every = found["optical"].keys() | found["sar"].keys()
-    return candidates, len(every - named.keys())
+    in_both = int((found["sar"].places(found["optical"].keys) >= 0).sum())
+    return len(found["optical"]) + len(found["sar"]) - in_both - with_image
+
+
+def _fresh(source: str, split: str, file: Path, named: dict[str, str]) -> Iterator[str]:
+    """Stems of a list that no list before it names."""
+    if not file.is_file():
+        return
+    with open(file) as lines:
+        for line in lines:
+            stem = _stem(line.strip())
+            if not stem:
+                continue
+            if stem not in named:
+                named[stem] = split
+                yield stem
+            elif named[stem] != split:
+                raise PrepareError(f"{source}: {stem!r} is in {named[stem]}.txt and in {split}.txt")
 
 
 def _stem(line: str) -> str:

@@ -2,59 +2,22 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from codemae.data.statistics import SourceStatistics
+from recipes.candidates import Candidate, Candidates
 from recipes.labels import MaskClasses
+from recipes.left_out import LeftOuts
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".npy")
+if TYPE_CHECKING:
+    from recipes.stacking import Bands
 
 
 class PrepareError(Exception):
     """The data cannot be indexed as asked; the message says what to change."""
-
-
-@dataclass(slots=True)
-class Candidate:
-    """A sample that will be in the index if its images can be read.
-
-    Attributes:
-        key: Name in reports and in ``--exclude`` files.
-        source: Source it belongs to.
-        split: Its split.
-        group: Scene or place; a split never cuts a group.
-        optical: Path of the optical image, relative to the plan's root.
-        sar: Path of the SAR image.
-        mask: Path of the mask.
-        post: Path of the image of the second date.
-        label: Class number, or numbers of all classes present.
-    """
-
-    key: str
-    source: str
-    split: str
-    group: str
-    optical: str | None = None
-    sar: str | None = None
-    mask: str | None = None
-    post: str | None = None
-    label: int | list[int] | None = None
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """Modality to path, of the images of the first date."""
-        return {name: path for name in ("optical", "sar") if (path := getattr(self, name)) is not None}
-
-
-@dataclass(slots=True)
-class LeftOut:
-    """A sample that is not in the index, and why."""
-
-    sample: str
-    kind: str
-    reason: str
 
 
 Kept = Iterable[tuple[Candidate, tuple[int, int]]]
@@ -77,6 +40,7 @@ class Plan:
         scaling: Modality to scaling rule, unless the command line gives one.
         bands: Modality to the names of the stored channels.
         select: Modality to the names of the channels to read, unless the command line says it.
+        stacks: Modality to the bands that are to become one image; the candidates name the first of them.
         mask_classes: How labels come out of masks, where they do.
         expected: Split to number of rows that a complete copy gives.
         write_beside: Writes further files into the index folder, given it and the samples that are kept;
@@ -84,8 +48,8 @@ class Plan:
     """
 
     root: Path
-    candidates: list[Candidate]
-    left_out: list[LeftOut] = field(default_factory=list)
+    candidates: Candidates
+    left_out: LeftOuts = field(default_factory=LeftOuts)
     classes: tuple[str, ...] = ()
     published: dict[str, dict[str, SourceStatistics]] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
@@ -94,6 +58,7 @@ class Plan:
     scaling: dict[str, str] = field(default_factory=dict)
     bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
     select: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    stacks: "dict[str, Bands]" = field(default_factory=dict)
     mask_classes: MaskClasses | None = None
     expected: dict[str, int] = field(default_factory=dict)
     write_beside: list[Callable[[Path, Kept], dict[str, object]]] = field(default_factory=list)
@@ -105,32 +70,6 @@ def write_whole(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.writing")
     staged.write_text(text)
     os.replace(staged, path)
-
-
-def images_below(folder: Path) -> Iterator[Path]:
-    """Image files in a folder and the folders in it, sorted, hidden ones left aside."""
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from images_below(entry)
-        elif entry.suffix.lower() in IMAGE_SUFFIXES:
-            yield entry
-
-
-def by_stem(folder: Path, left_out: list[LeftOut]) -> dict[str, Path]:
-    """Images of a folder by their path without suffix; two files of one stem are left out."""
-    found: dict[str, Path] = {}
-    doubled: set[str] = set()
-    for path in images_below(folder):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if stem in found:
-            doubled.add(stem)
-        found[stem] = path
-    for stem in sorted(doubled):
-        left_out.append(LeftOut(stem, "ambiguous", f"two images named {stem!r} in {folder}"))
-        del found[stem]
-    return found
 
 
 def group_of(stem: str, pattern: re.Pattern[str] | None) -> str:

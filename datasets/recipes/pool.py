@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from codemae.data.index_file import FILE_NAME, missing_index, write_index
+from codemae.data.index_file import FILE_NAME, SHARD_COLUMNS, current_root, map_index, write_index
 from codemae.data.statistics import IndexStatistics, read_statistics
 from codemae.modality import MODALITY_NAMES
 from recipes.plan import PrepareError, write_whole
-from recipes.rows import row_counts
+from recipes.rows import RowCounts
 
 HELP = "one index out of several; --balance draws the larger unpaired modality down to the smaller"
 
 _PATHS = ("optical", "sar", "mask", "post")
+_BATCH = 65_536
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,17 +49,14 @@ def merge(args: argparse.Namespace) -> dict[str, Any]:
     single modality in their order, the first n of ``numpy.random.default_rng(seed).permutation``.
 
     Raises:
-        PrepareError: Two indexes disagree about a source, or their roots share no folder.
+        PrepareError: Two indexes disagree about a source, their roots share no folder, or one is packed and
+            ``--shards`` asks to pack it again.
     """
-    tables, roots, statistics = [], [], []
+    roots, statistics, files = [], [], []
     for folder in args.index:
-        if not (folder / FILE_NAME).is_file():
-            raise missing_index(folder)
-        table = pq.read_table(folder / FILE_NAME)
-        root = (table.schema.metadata or {}).get(b"codemae.root", b"").decode()
-        tables.append(table)
-        roots.append(root)
+        roots.append(current_root(map_index(folder)))
         statistics.append(read_statistics(folder))
+        files.append(pq.ParquetFile(folder / FILE_NAME))
     try:
         above = os.path.commonpath(roots)
     except ValueError:
@@ -66,28 +65,36 @@ def merge(args: argparse.Namespace) -> dict[str, Any]:
         ) from None
     merged = _statistics(args.index, statistics)
     labels = {part.classes for part in statistics}
-    keep_labels = len(labels) == 1 and len({t.schema.field("label").type for t in tables}) == 1
-    parts = [
-        _moved(table, os.path.relpath(root, above), keep_labels)
-        for table, root in zip(tables, roots, strict=True)
-    ]
-    whole = pa.concat_tables(parts)
+    keep_labels = len(labels) == 1 and len({file.schema_arrow.field("label").type for file in files}) == 1
     report: dict[str, Any] = {
         "recipe": "pool",
         "root": above,
         "indexes": [str(folder) for folder in args.index],
     }
+    if args.shards:
+        _refuse_packed(args.index, files)
     if not keep_labels:
         report["labels"] = "dropped: the indexes have different classes"
+    kept = None
     if args.balance:
-        whole, report["balance"] = _balanced(whole, args.seed)
+        kept, report["balance"] = _balanced(files, args.seed)
     merged.classes = next(iter(labels)) if keep_labels else ()
-    write_index(args.out, whole, merged, above)
-    report |= row_counts(whole)
+    counts = RowCounts()
+    below = [os.path.relpath(root, above) for root in roots]
+    rows = _kept_rows(_moved_rows(files, below, keep_labels), kept)
+    write_index(args.out, counts.counted(rows), merged, above)
+    report |= counts.to_dict()
     report |= {"statistics": merged.to_dict()["sources"], "left_out_by_kind": {}}
     report["exclude_names_that_match_nothing"] = []
     write_whole(args.out / "report.json", json.dumps(report, indent=1) + "\n")
     return report
+
+
+def _refuse_packed(folders: list[Path], files: list[pq.ParquetFile]) -> None:
+    for folder, file in zip(folders, files, strict=True):
+        for batch in file.iter_batches(columns=list(SHARD_COLUMNS)):
+            if any(column.null_count < len(column) for column in batch.columns):
+                raise PrepareError(f"{folder} is packed already, so the pool cannot be; leave --shards away")
 
 
 def _statistics(folders: list[Path], parts: list[IndexStatistics]) -> IndexStatistics:
@@ -103,33 +110,49 @@ def _statistics(folders: list[Path], parts: list[IndexStatistics]) -> IndexStati
     return merged
 
 
-def _moved(table: pa.Table, folder: str, keep_labels: bool) -> pa.Table:
+def _moved_rows(files: list[pq.ParquetFile], below: list[str], keep_labels: bool) -> Iterator[pa.RecordBatch]:
+    for file, folder in zip(files, below, strict=True):
+        for batch in file.iter_batches(batch_size=_BATCH):
+            yield _moved(batch, folder, keep_labels)
+
+
+def _moved(batch: pa.RecordBatch, folder: str, keep_labels: bool) -> pa.RecordBatch:
     """Plain columns whose paths begin at the new root."""
     columns = {}
-    for name in table.column_names:
-        column = table.column(name)
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if name in ("source", "split"):
             column = column.cast(pa.string())
         if name in _PATHS and folder != ".":
             column = pc.binary_join_element_wise(pa.scalar(folder), column, "/")
         if name == "label" and not keep_labels:
-            column = pa.nulls(table.num_rows, pa.int32())
+            column = pa.nulls(batch.num_rows, pa.int32())
         columns[name] = column
-    return pa.table(columns)
+    return pa.record_batch(columns)
 
 
-def _balanced(table: pa.Table, seed: int) -> tuple[pa.Table, dict[str, Any]]:
-    train = pc.equal(table.column("split"), "train")
-    places = {}
-    for modality, other in zip(MODALITY_NAMES, reversed(MODALITY_NAMES), strict=True):
-        alone = pc.and_(table.column(modality).is_valid(), table.column(other).is_null())
-        places[modality] = np.flatnonzero(pc.and_(alone, train).to_numpy(zero_copy_only=False))
+def _kept_rows(batches: Iterator[pa.RecordBatch], kept: np.ndarray | None) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for batch in batches:
+        yield batch if kept is None else batch.filter(pa.array(kept[start : start + batch.num_rows]))
+        start += batch.num_rows
+
+
+def _balanced(files: list[pq.ParquetFile], seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """(rows,) bool: the rows to keep; and facts for the report."""
+    alone: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITY_NAMES}
+    for file in files:
+        for batch in file.iter_batches(batch_size=_BATCH, columns=["split", *MODALITY_NAMES]):
+            train = pc.equal(batch.column("split").cast(pa.string()), "train")
+            for modality, other in zip(MODALITY_NAMES, reversed(MODALITY_NAMES), strict=True):
+                single = pc.and_(batch.column(modality).is_valid(), batch.column(other).is_null())
+                alone[modality].append(pc.and_(single, train).to_numpy(zero_copy_only=False))
+    places = {modality: np.flatnonzero(np.concatenate(masks)) for modality, masks in alone.items()}
     larger = max(places, key=lambda modality: len(places[modality]))
     wanted = min(map(len, places.values()))
     if not wanted:
         raise PrepareError("--balance needs unpaired training rows of both modalities; one has none")
     order = np.random.default_rng(seed).permutation(len(places[larger]))
-    keep = np.ones(table.num_rows, dtype=bool)
+    keep = np.ones(sum(map(len, alone[larger])), dtype=bool)
     keep[places[larger][order[wanted:]]] = False
     facts = {
         "seed": seed,
@@ -137,4 +160,4 @@ def _balanced(table: pa.Table, seed: int) -> tuple[pa.Table, dict[str, Any]]:
         "unpaired after": wanted,
         "drawn down": larger,
     }
-    return table.filter(pa.array(keep)), facts
+    return keep, facts

@@ -1,24 +1,28 @@
-"""The rows of an index out of the samples that could be read."""
+"""The rows of an index out of the samples that could be read, a batch at a time."""
 
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from codemae.data.images import Window, resolve_inside
+from recipes.candidates import Candidate
 from recipes.labels import LabelError, MaskClasses
-from recipes.plan import Candidate, Plan, PrepareError
+from recipes.parallel import Workers
+from recipes.plan import Plan, PrepareError
 from recipes.scan import Scan
 from recipes.windows import Exclusion, Tiling
 
 _WORDS = ("source", "split", "group", "optical", "sar", "mask", "post")
 _NUMBERS = ("x", "y", "width", "height")
-_CHUNK = 65_536
+_ROWS = 16_384
 
-_Job = tuple[str, list[Window | None]]
+_Piece = tuple[int, np.ndarray]
+"""Place of a sample in its batch and the (number, 4) windows of it; -1: the whole image."""
 
 
 class Rows:
@@ -40,89 +44,158 @@ class Rows:
         self._tiling = tiling
         self._exclusion = exclusion
         self._workers = workers
+        self._several = plan.mask_classes is not None or plan.candidates.several
 
-    def table(self) -> pa.Table:
-        """The rows in the order of the plan, gathered in chunks so that a million of them stay small.
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows in the order of the plan, at most 16,384 at a time.
 
         Raises:
             PrepareError: A mask that labels come from cannot be read.
         """
-        several = self._plan.mask_classes is not None or any(
-            isinstance(candidate.label, list) for candidate in self._plan.candidates
-        )
-        label = pa.list_(pa.int32()) if several else pa.int32()
-        schema = pa.schema(
-            [(name, pa.string()) for name in _WORDS]
-            + [(name, pa.int32()) for name in _NUMBERS]
-            + [("label", label)]
-        )
-        batches: list[pa.RecordBatch] = []
-        rows = self._rows()
-        while chunk := list(islice(rows, _CHUNK)):
-            columns = zip(*chunk, strict=True)
-            arrays = [
-                pa.array(list(column), kind) for column, kind in zip(columns, schema.types, strict=True)
-            ]
-            batches.append(pa.record_batch(arrays, schema=schema))
-        return pa.Table.from_batches(batches, schema)
+        whole_images = self._tiling is None and self._plan.mask_classes is None
+        start = 0
+        with Workers(self._workers if self._plan.mask_classes is not None else 1) as run:
+            for batch in self._plan.candidates.batches():
+                sizes = self._found.sizes[start : start + batch.num_rows]
+                start += batch.num_rows
+                if not whole_images:
+                    yield from self._cut(batch, sizes, run)
+                elif len(places := np.flatnonzero(sizes[:, 0] >= 0)):
+                    yield self._batch(batch, places, _whole(len(places)))
 
-    def _rows(self) -> Iterator[tuple[Any, ...]]:
-        for candidate, windows, labels in self._labelled():
-            words = tuple(getattr(candidate, name) for name in _WORDS)
-            for window, label in zip(windows, labels, strict=True):
-                yield (*words, *(window or (None,) * 4), label)
+    def _cut(self, batch: pa.RecordBatch, sizes: np.ndarray, run: Workers) -> Iterator[pa.RecordBatch]:
+        """Rows of the samples of one batch, by windows or with labels of their masks."""
+        places: list[np.ndarray] = []
+        windows: list[np.ndarray] = []
+        labels: list[list[int]] = []
+        count = 0
 
-    def _samples(self) -> Iterator[tuple[Candidate, list[Window | None]]]:
-        for place, (height, width) in sorted(self._found.sizes.items()):
-            candidate = self._plan.candidates[place]
-            if self._tiling is None:
-                yield candidate, [None]
-                continue
-            side = self._tiling.tile
-            yield (
-                candidate,
-                [
-                    (left, top, side, side)
-                    for left, top in self._tiling.windows(height, width)
-                    if not self._exclusion.covers_window(candidate, left, top)
-                ],
-            )
+        def joined() -> pa.RecordBatch:
+            return self._batch(batch, np.concatenate(places), np.concatenate(windows), labels)
 
-    def _labelled(self) -> Iterator[tuple[Candidate, list[Window | None], list[Any]]]:
+        for (place, cut), found in self._labelled(batch, sizes, run):
+            for first in range(0, len(cut), _ROWS):
+                part = cut[first : first + _ROWS]
+                if count + len(part) > _ROWS:
+                    yield joined()
+                    places, windows, labels, count = [], [], [], 0
+                places.append(np.full(len(part), place))
+                windows.append(part)
+                labels += found[first : first + _ROWS]
+                count += len(part)
+        if count:
+            yield joined()
+
+    def _batch(
+        self,
+        batch: pa.RecordBatch,
+        places: np.ndarray,
+        windows: np.ndarray,
+        labels: list[list[int]] | None = None,
+    ) -> pa.RecordBatch:
+        columns = {name: batch.column(name).take(pa.array(places)) for name in _WORDS}
+        for number, name in enumerate(_NUMBERS):
+            columns[name] = pa.array(windows[:, number], pa.int32(), mask=windows[:, number] < 0)
+        if labels:
+            columns["label"] = pa.array(labels, pa.list_(pa.int32()))
+        else:
+            columns["label"] = self._labels(batch).take(pa.array(places))
+        return pa.record_batch(columns)
+
+    def _labels(self, batch: pa.RecordBatch) -> pa.Array:
+        """Labels as an index has them: numbers, or lists of them where any sample has a list."""
+        column = batch.column("label")
+        if self._several:
+            return column
+        known = column.is_valid().to_numpy(zero_copy_only=False)
+        numbers = np.zeros(len(column), dtype=np.int32)
+        numbers[known] = column.flatten().to_numpy()
+        return pa.array(numbers, mask=~known)
+
+    def _pieces(self, batch: pa.RecordBatch, sizes: np.ndarray) -> Iterator[_Piece]:
+        places = np.flatnonzero(sizes[:, 0] >= 0)
+        if self._tiling is None:
+            for place in places:
+                yield int(place), _whole(1)
+            return
+        for place in places:
+            corners = self._tiling.windows(*sizes[place].tolist())
+            if self._exclusion:
+                sample = Candidate(
+                    **{
+                        name: batch.column(name)[int(place)].as_py()
+                        for name in ("key", "source", "split", "group", "optical", "sar")
+                    }
+                )
+                kept = [not self._exclusion.covers_window(sample, x, y) for x, y in corners.tolist()]
+                corners = corners[np.array(kept, dtype=bool)]
+            sides = np.full_like(corners, self._tiling.tile)
+            yield int(place), np.concatenate([corners, sides], axis=1)
+
+    def _labelled(
+        self, batch: pa.RecordBatch, sizes: np.ndarray, run: Workers
+    ) -> Iterator[tuple[_Piece, list[list[int]]]]:
+        """The pieces, with the labels of each window where masks say them."""
         rule = self._plan.mask_classes
         if rule is None:
-            for candidate, windows in self._samples():
-                yield candidate, windows, [candidate.label] * len(windows)
+            for piece in self._pieces(batch, sizes):
+                yield piece, []
             return
-        samples = list(self._samples())
+        masks = batch.column("mask")
         root = str(self._plan.root)
-        jobs = [(resolve_inside(root, candidate.mask or ""), windows) for candidate, windows in samples]
+        jobs = (
+            (piece, resolve_inside(root, masks[piece[0]].as_py() or ""))
+            for piece in self._pieces(batch, sizes)
+        )
         try:
-            for (candidate, windows), labels in zip(samples, self._read(rule, jobs), strict=True):
-                yield candidate, windows, labels
+            for (piece, _), labels in run.map(partial(_labels_of_mask, rule), jobs):
+                yield piece, labels
         except LabelError as error:
             raise PrepareError(str(error)) from None
 
-    def _read(self, rule: MaskClasses, jobs: list[_Job]) -> Iterator[list[list[int]]]:
-        paths, windows = [path for path, _ in jobs], [window for _, window in jobs]
-        if self._workers < 2:
-            yield from map(rule.of, paths, windows)
-            return
-        with ProcessPoolExecutor(self._workers) as pool:
-            yield from pool.map(rule.of, paths, windows, chunksize=32)
+
+def _whole(number: int) -> np.ndarray:
+    """What stands for windows where images are whole."""
+    return np.full((number, 4), -1, dtype=np.int32)
 
 
-def row_counts(table: pa.Table) -> dict[str, Any]:
+def _labels_of_mask(rule: MaskClasses, job: tuple[_Piece, str]) -> list[list[int]]:
+    (_, cut), path = job
+    windows: list[Window | None] = [None if x < 0 else (x, y, w, h) for x, y, w, h in cut.tolist()]
+    return rule.of(path, windows)
+
+
+def rows_in(found: Scan, tiling: Tiling | None) -> int:
+    """How many rows there will be, but for excluded windows."""
+    sizes = found.sizes[found.usable].astype(np.int64)
+    if tiling is None:
+        return len(sizes)
+    return int(((sizes - tiling.tile) // tiling.stride + 1).prod(axis=1).sum())
+
+
+class RowCounts:
     """Rows in all, with both sides, by split and by source."""
-    paired = pc.and_(table.column("optical").is_valid(), table.column("sar").is_valid())
 
-    def by(name: str) -> dict[str, int]:
-        counts = pc.value_counts(table.column(name).cast(pa.string())).to_pylist()
-        return dict(sorted((entry["values"], entry["counts"]) for entry in counts))
+    def __init__(self) -> None:
+        self._rows = 0
+        self._paired = 0
+        self._by: dict[str, Counter[str]] = {"split": Counter(), "source": Counter()}
 
-    return {
-        "rows": table.num_rows,
-        "paired": pc.sum(paired.cast(pa.int64())).as_py() or 0,
-        "rows_by_split": by("split"),
-        "rows_by_source": by("source"),
-    }
+    def counted(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches, counted as they pass."""
+        for batch in batches:
+            paired = pc.and_(batch.column("optical").is_valid(), batch.column("sar").is_valid())
+            self._rows += batch.num_rows
+            self._paired += pc.sum(paired.cast(pa.int64())).as_py() or 0
+            for name, counts in self._by.items():
+                for entry in pc.value_counts(batch.column(name).cast(pa.string())).to_pylist():
+                    counts[entry["values"]] += entry["counts"]
+            yield batch
+
+    def to_dict(self) -> dict[str, Any]:
+        """Facts for the report."""
+        return {
+            "rows": self._rows,
+            "paired": self._paired,
+            **{f"rows_by_{name}": dict(sorted(counts.items())) for name, counts in self._by.items()},
+        }

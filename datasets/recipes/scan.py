@@ -1,14 +1,17 @@
 """Reads every image once: can it be read, how large is it, what does its source look like."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
+import numpy as np
+import pyarrow.compute as pc
+
 from codemae.data.images import (
     ImageError,
     Location,
+    Picture,
     is_geotiff,
     read_picture,
     resolve_inside,
@@ -19,12 +22,15 @@ from codemae.data.measuring import Moments, Survey
 from codemae.data.statistics import SourceStatistics, StatisticsError
 from codemae.modality import MODALITY_NAMES
 from recipes.bands import Selection
+from recipes.candidates import Candidate
 from recipes.labels import LabelError, size_of_mask
-from recipes.plan import Candidate, LeftOut, Plan, PrepareError
+from recipes.left_out import LeftOut
+from recipes.parallel import Workers
+from recipes.plan import Plan, PrepareError
+from recipes.progress import phase
 
 _CHUNK = 32
 
-Advance = Callable[[int], None]
 SourceModality = tuple[str, str]
 
 _SECOND_DATE = "sar"
@@ -33,40 +39,39 @@ _SECOND_DATE = "sar"
 
 @dataclass
 class Scan:
-    """What reading the images showed.
+    """What reading the images showed; what cannot be used is in the plan's ``left_out``.
 
     Attributes:
-        sizes: Height and width of each readable candidate, by its place in the plan.
-        left_out: Candidates that cannot be used.
+        sizes: (number of candidates, 2) int32: height and width; -1 where the candidate cannot be used.
         statistics: Source to modality to statistics.
     """
 
-    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
-    left_out: list[LeftOut] = field(default_factory=list)
+    sizes: np.ndarray
     statistics: dict[str, dict[str, SourceStatistics]] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(number of candidates,) bool."""
+        return self.sizes[:, 0] >= 0
 
 
 @dataclass
 class _Findings:
     """What one worker found in one chunk."""
 
-    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     surveys: dict[SourceModality, Survey] = field(default_factory=dict)
-
-
-_Numbered = list[tuple[int, Candidate]]
 
 
 def scan(
     plan: Plan,
     scalings: dict[str, str],
     workers: int,
-    advance: Advance,
     tile: int = 0,
     chosen: dict[str, Selection] | None = None,
 ) -> Scan:
-    """Reads all candidates of a plan.
+    """Reads all candidates of a plan; only a few chunks of them are under way at a time.
 
     Statistics are of the ``train`` rows of a source where it has any, so that test images stay out of them.
 
@@ -74,25 +79,28 @@ def scan(
         plan: The candidates.
         scalings: Modality to scaling rule (``auto``, ``linear``, ``db``, or a rule with its range).
         workers: Processes that read.
-        advance: Told how many candidates were read.
         tile: Side of a window that every image has to hold.
         chosen: Modality to the channels to read; all where not given.
 
     Raises:
         PrepareError: The images of a source do not go together.
     """
-    trained = {candidate.source for candidate in plan.candidates if candidate.split == "train"}
-    result = Scan()
+    candidates = plan.candidates
+    trained = _trained(plan)
+    result = Scan(np.full((len(candidates), 2), -1, dtype=np.int32))
     surveys: dict[SourceModality, Survey] = {}
-    numbered = list(enumerate(plan.candidates))
     channels = chosen or dict.fromkeys(MODALITY_NAMES, Selection())
-    with _Pool(workers) as run:
-        for findings in run(partial(_survey, str(plan.root), trained, tile, channels), _chunks(numbered)):
-            result.sizes |= findings.sizes
-            result.left_out += findings.left_out
-            for key, survey in findings.surveys.items():
-                surveys.setdefault(key, channels[key[1]].survey(key[1])).merge(survey)
-            advance(len(findings.sizes) + len(findings.left_out))
+    with Workers(workers) as run:
+        with phase("reading images", "read {} samples", len(candidates), always=True) as advance:
+            survey_chunk = partial(_survey, str(plan.root), trained, tile, channels)
+            start = 0
+            for chunk, findings in run.map(survey_chunk, _chunks(candidates)):
+                result.sizes[start : start + len(chunk)] = findings.sizes
+                start += len(chunk)
+                plan.left_out.extend(findings.left_out)
+                for key, survey in findings.surveys.items():
+                    surveys.setdefault(key, channels[key[1]].survey(key[1])).merge(survey)
+                advance(len(chunk))
         moments: dict[SourceModality, Moments] = {}
         for (source, modality), survey in sorted(surveys.items()):
             published = plan.published.get(source, {}).get(modality)
@@ -109,30 +117,33 @@ def scan(
             except StatisticsError as error:
                 raise PrepareError(f"source {source!r}: {error}") from None
         if moments:
-            usable = [item for item in numbered if item[0] in result.sizes and _measured(item[1], trained)]
-            for counted in run(partial(_moments, str(plan.root), moments), _chunks(usable)):
-                for key, part in counted.items():
-                    moments[key].merge(part)
+            usable = (
+                candidate
+                for candidate, fits in zip(candidates, result.usable, strict=True)
+                if fits and _measured(candidate, trained)
+            )
+            total = int(result.usable.sum())
+            with phase("measuring float images", "measured {} samples", total) as advance:
+                count = partial(_moments, str(plan.root), moments)
+                for chunk, counted in run.map(count, _chunks(usable)):
+                    for key, part in counted.items():
+                        moments[key].merge(part)
+                    advance(len(chunk))
             for (source, modality), whole in moments.items():
                 result.statistics.setdefault(source, {})[modality] = whole.statistics()
     return result
 
 
-class _Pool:
-    """Maps over chunks in this process or in several, in order."""
-
-    def __init__(self, workers: int) -> None:
-        self._executor = ProcessPoolExecutor(workers) if workers > 1 else None
-
-    def __enter__(self) -> Callable[..., Iterator]:
-        return self._executor.map if self._executor else map
-
-    def __exit__(self, *error: object) -> None:
-        if self._executor:
-            self._executor.shutdown(cancel_futures=True)
+def _trained(plan: Plan) -> set[str]:
+    """Sources that have training rows."""
+    found: set[str] = set()
+    for batch in plan.candidates.batches():
+        train = pc.equal(batch.column("split"), "train")
+        found |= set(pc.unique(batch.column("source").filter(train)).to_pylist())
+    return found
 
 
-def _chunks(items: _Numbered) -> Iterator[_Numbered]:
+def _chunks(items: Iterable[Candidate]) -> Iterator[list[Candidate]]:
     remaining = iter(items)
     while chunk := list(islice(remaining, _CHUNK)):
         yield chunk
@@ -153,29 +164,21 @@ def _modality(side: str) -> str:
 
 
 def _survey(
-    root: str, trained: set[str], tile: int, chosen: dict[str, Selection], chunk: _Numbered
+    root: str, trained: set[str], tile: int, chosen: dict[str, Selection], chunk: list[Candidate]
 ) -> _Findings:
     findings = _Findings()
-    for place, candidate in chunk:
+    for candidate in chunk:
         locations = _locations(root, candidate)
         try:
             pictures = {side: read_picture(location) for side, location in locations.items()}
-            sizes = {side: size_of(picture) for side, picture in pictures.items()}
-            if candidate.mask is not None:
-                sizes["mask"] = size_of_mask(resolve_inside(root, candidate.mask))
+            size = _common_size(root, candidate, pictures, tile)
         except (ImageError, LabelError) as error:
-            findings.left_out.append(LeftOut(candidate.key, "unreadable", str(error)))
+            size = LeftOut(candidate.key, "unreadable", str(error))
+        if isinstance(size, LeftOut):
+            findings.left_out.append(size)
+            findings.sizes.append((-1, -1))
             continue
-        if len(set(sizes.values())) > 1:
-            words = " but ".join(f"{modality} is {h} x {w}" for modality, (h, w) in sizes.items())
-            findings.left_out.append(LeftOut(candidate.key, "different sizes", f"{words} (height x width)"))
-            continue
-        height, width = next(iter(sizes.values()))
-        if min(height, width) < tile:
-            reason = f"{height} x {width} (height x width) holds no window of {tile}"
-            findings.left_out.append(LeftOut(candidate.key, "smaller than a tile", reason))
-            continue
-        findings.sizes[place] = height, width
+        findings.sizes.append(size)
         if _measured(candidate, trained):
             for side, picture in pictures.items():
                 key = candidate.source, _modality(side)
@@ -184,16 +187,33 @@ def _survey(
     return findings
 
 
+def _common_size(
+    root: str, candidate: Candidate, pictures: dict[str, Picture], tile: int
+) -> tuple[int, int] | LeftOut:
+    """Height and width of all images of a sample, or why it cannot be used."""
+    sizes = {side: size_of(picture) for side, picture in pictures.items()}
+    if candidate.mask is not None:
+        sizes["mask"] = size_of_mask(resolve_inside(root, candidate.mask))
+    if len(set(sizes.values())) > 1:
+        words = " but ".join(f"{modality} is {h} x {w}" for modality, (h, w) in sizes.items())
+        return LeftOut(candidate.key, "different sizes", f"{words} (height x width)")
+    height, width = next(iter(sizes.values()))
+    if min(height, width) < tile:
+        reason = f"{height} x {width} (height x width) holds no window of {tile}"
+        return LeftOut(candidate.key, "smaller than a tile", reason)
+    return height, width
+
+
 def _native(location: Location) -> str | None:
     """Pixel type in the file, which nodata hides in the picture."""
     return stored_type(location) if is_geotiff(location.path) else None
 
 
 def _moments(
-    root: str, blank: dict[SourceModality, Moments], chunk: _Numbered
+    root: str, blank: dict[SourceModality, Moments], chunk: list[Candidate]
 ) -> dict[SourceModality, Moments]:
     counted: dict[SourceModality, Moments] = {}
-    for _, candidate in chunk:
+    for candidate in chunk:
         for side, location in _locations(root, candidate).items():
             key = candidate.source, _modality(side)
             if key in blank:

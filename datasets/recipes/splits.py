@@ -2,14 +2,17 @@
 
 import csv
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from recipes.plan import IMAGE_SUFFIXES, Candidate, Kept, PrepareError, write_whole
+from recipes.candidates import Candidates
+from recipes.listing import IMAGE_SUFFIXES, sorted_places
+from recipes.plan import Kept, PrepareError, write_whole
 
 SPLITS = ("train", "val", "test")
 
@@ -20,12 +23,7 @@ RULE = (
 )
 
 
-def class_of(candidate: Candidate) -> int:
-    """The class that a draw is stratified by."""
-    return candidate.label if isinstance(candidate.label, int) else 0
-
-
-def draw(candidates: Iterable[Candidate], amounts: Mapping[str, float], rest: str, seed: int) -> None:
+def draw(candidates: Candidates, amounts: Mapping[str, float], rest: str, seed: int) -> None:
     """Sets the split of each candidate by ``RULE``.
 
     Args:
@@ -37,25 +35,25 @@ def draw(candidates: Iterable[Candidate], amounts: Mapping[str, float], rest: st
     Raises:
         PrepareError: An amount is neither, or a class has fewer groups than the whole numbers ask for.
     """
-    listed = list(candidates)
-    groups: dict[int, set[str]] = defaultdict(set)
-    for candidate in listed:
-        groups[class_of(candidate)].add(candidate.group)
-    drawn: dict[str, str] = {}
-    for label, names in groups.items():
-        ordered = sorted(names)
+    splits = [rest, *amounts]
+    coded = candidates.column("group").combine_chunks().dictionary_encode()
+    groups, names = coded.indices.to_numpy(), coded.dictionary
+    labels = candidates.class_numbers()
+    drawn = np.zeros(len(names), dtype=np.int32)
+    for label in dict.fromkeys(labels.tolist()):
+        members = np.unique(groups[labels == label])
+        ordered = members[sorted_places(names.take(pa.array(members)))]
         order = np.random.default_rng([seed, label]).permutation(len(ordered))
         start = 0
-        for split, amount in amounts.items():
+        for number, (split, amount) in enumerate(amounts.items(), 1):
             wanted = _count(split, amount, len(ordered))
             if start + wanted > len(ordered):
                 raise PrepareError(
                     f"class {label} has {len(ordered)} samples, {split} and before ask for more"
                 )
-            drawn |= {ordered[place]: split for place in order[start : start + wanted]}
+            drawn[ordered[order[start : start + wanted]]] = number
             start += wanted
-    for candidate in listed:
-        candidate.split = drawn.get(candidate.group, rest)
+    candidates.replace("split", pa.array(splits).take(pa.array(drawn[groups])))
 
 
 def _count(split: str, amount: Any, of: int) -> int:
@@ -66,14 +64,13 @@ def _count(split: str, amount: Any, of: int) -> int:
     raise PrepareError(f"the draw of {split} is a share between 0 and 1 or a whole number, got {amount!r}")
 
 
-def write_lists(out: Path, candidates: Iterable[Candidate]) -> dict[str, dict[str, Any]]:
+def write_lists(out: Path, candidates: Candidates) -> dict[str, dict[str, Any]]:
     """Writes ``splits/<split>.txt`` with a key a line, sorted; returns their lengths and SHA-256."""
-    keys: dict[str, list[str]] = defaultdict(list)
-    for candidate in candidates:
-        keys[candidate.split].append(candidate.key)
+    keys, splits = candidates.column("key"), candidates.column("split")
     facts = {}
-    for split, names in sorted(keys.items()):
-        text = "".join(f"{name}\n" for name in sorted(names))
+    for split in sorted(pc.unique(splits).to_pylist()):
+        names = keys.filter(pc.equal(splits, split)).combine_chunks()
+        text = "".join(f"{names[int(place)].as_py()}\n" for place in sorted_places(names))
         write_whole(out / "splits" / f"{split}.txt", text)
         digest = hashlib.sha256(text.encode()).hexdigest()
         facts[split] = {"file": f"splits/{split}.txt", "lines": len(names), "sha256": digest}
@@ -109,10 +106,12 @@ class Lists:
         self._exact: dict[str, str] = {}
         for name in self._split:
             first_word = name.replace(",", " ").split()[0]
-            for form in (name, stem(name), stem(first_word)):
-                self._exact.setdefault(form, name)
+            for form in (stem(name), stem(first_word)):
+                if form not in self._split:
+                    self._exact.setdefault(form, name)
             bare = stem(first_word).rsplit("/", 1)[-1]
-            self._bare[bare] = None if bare in self._bare else name
+            if bare != name:
+                self._bare[bare] = None if bare in self._bare or bare in self._split else name
 
     def split_of(self, names: Iterable[str]) -> str | None:
         """Split of a sample, looked for under each of its names; None: it is in no list.
@@ -120,13 +119,17 @@ class Lists:
         A name without its folders counts only where it is the name of one line.
         """
         listed = list(names)
-        exact = [self._exact.get(form) for name in listed for form in (name, stem(name))]
-        bare = [self._bare.get(stem(name).rsplit("/", 1)[-1]) for name in listed]
+        exact = [self._named(form) for name in listed for form in (name, stem(name))]
+        bare = [self._bare.get(last, self._named(last)) for name in listed if (last := _last(name))]
         for entry in (*exact, *bare):
             if entry is not None:
                 self._met.add(entry)
                 return self._split[entry]
         return None
+
+    def _named(self, form: str) -> str | None:
+        """The line that a name is a form of."""
+        return form if form in self._split else self._exact.get(form)
 
     def unmet(self) -> list[tuple[str, str]]:
         """Split and name of the lines that no sample has."""
@@ -139,21 +142,30 @@ def stem(name: str) -> str:
     return name[: -len(suffix)] if suffix.lower() in (*IMAGE_SUFFIXES, ".npy", ".xml", ".json") else name
 
 
-def _lines(path: Path, column: str | int | None) -> list[str]:
+def _last(name: str) -> str:
+    return stem(name).rsplit("/", 1)[-1]
+
+
+def _lines(path: Path, column: str | int | None) -> Iterator[str]:
     try:
-        text = path.read_text()
+        with open(path, newline="") as text:
+            if isinstance(column, str):
+                rows = csv.DictReader(text)
+                if column not in (rows.fieldnames or [column]):
+                    known = ", ".join(rows.fieldnames or [])
+                    raise PrepareError(f"split list {path} has no column {column!r}; it has {known}")
+                yield from (name for row in rows if (name := (row[column] or "").strip()))
+            else:
+                for line in filter(None, map(str.strip, text)):
+                    words = [line] if column is None else line.replace(",", " ").split()
+                    if len(words) <= (column or 0):
+                        raise PrepareError(f"split list {path}: the line {line!r} has no column {column}")
+                    yield words[column or 0]
     except OSError as error:
         raise PrepareError(f"split list {path}: {error.strerror}") from None
-    if isinstance(column, str):
-        rows = list(csv.DictReader(text.splitlines()))
-        if rows and column not in rows[0]:
-            raise PrepareError(f"split list {path} has no column {column!r}; it has {', '.join(rows[0])}")
-        return [row[column].strip() for row in rows if row[column].strip()]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines if column is None else [line.replace(",", " ").split()[column] for line in lines]
 
 
-def list_writer(candidates: list[Candidate], seed: int) -> Any:
+def list_writer(candidates: Candidates, seed: int) -> Any:
     """What writes the lists of a draw beside the index."""
 
     def write(out: Path, kept: Kept) -> dict[str, object]:

@@ -69,6 +69,23 @@ class Template:
         """
         return "".join(fields[piece.name] if isinstance(piece, Field) else piece for piece in self._pieces)
 
+    def match(self, path: str) -> dict[str, str]:
+        """Texts of the fields in a path that this template found.
+
+        Raises:
+            ValueError: The path is not like the template.
+        """
+        known: dict[str, str] = {}
+        rest = path
+        for place, component in enumerate(self._components):
+            last = place == len(self._components) - 1
+            name, rest = (rest, "") if last else rest.split("/", 1)
+            found = _expression(component, known, is_file=last).fullmatch(name)
+            if found is None:
+                raise ValueError(f"{path!r} is not like the template {self.text!r}")
+            known |= found.groupdict()
+        return known
+
     def find(self, root: Path) -> Iterator[tuple[dict[str, str], str]]:
         """The files below a root that match, sorted folder by folder, hidden ones left aside.
 

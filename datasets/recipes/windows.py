@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from recipes.plan import Candidate, PrepareError
+import numpy as np
+
+from recipes.candidates import Candidate
+from recipes.plan import PrepareError
 
 
 class Tiling:
@@ -15,14 +18,13 @@ class Tiling:
         self.stride = stride
         self.uncovered = 0
 
-    def windows(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Left and top of each window, row by row."""
-        tops = range(0, height - self.tile + 1, self.stride)
-        lefts = range(0, width - self.tile + 1, self.stride)
+    def windows(self, height: int, width: int) -> np.ndarray:
+        """(number, 2) int32: left and top of each window, row by row."""
+        tops, lefts = (np.arange(0, side - self.tile + 1, self.stride, np.int32) for side in (height, width))
         step = min(self.tile, self.stride)
         down, across = (step * (len(starts) - 1) + self.tile for starts in (tops, lefts))
         self.uncovered += height * width - down * across
-        return [(left, top) for top in tops for left in lefts]
+        return np.stack([np.tile(lefts, len(tops)), np.repeat(tops, len(lefts))], axis=1)
 
 
 class Exclusion:
@@ -38,6 +40,9 @@ class Exclusion:
             except OSError as error:
                 raise PrepareError(f"--exclude {file}: {error.strerror}") from None
             self._names = {name for line in lines if (name := line.split("#")[0].strip())}
+
+    def __bool__(self) -> bool:
+        return bool(self._names)
 
     def covers(self, candidate: Candidate) -> bool:
         """Whether a sample is named, by its key or by one of its paths."""

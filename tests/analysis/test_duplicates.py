@@ -5,13 +5,12 @@ import pytest
 from data_makers import SHARED_DATA
 from PIL import Image
 
-from codemae.analysis.duplicates import Catalogue, Match, content_hash, groups, near_pairs, thumbnail
+from codemae.analysis.duplicates import Catalogue, content_hash, near_pairs, thumbnail
 from codemae.data.synthetic import synthesise
 
 
 def add(catalogue, pixels):
-    grey = pixels.mean(axis=2) if pixels.ndim == 3 else pixels
-    return catalogue.add(content_hash(pixels), thumbnail(grey.astype(np.float32) / 255))
+    return catalogue.add(content_hash(pixels), thumbnail(pixels.astype(np.float32) / 255))
 
 
 def reencoded(pixels, quality=75):
@@ -78,11 +77,6 @@ def test_content_hash_tells_shape_and_type_apart():
     assert content_hash(pixels.reshape(3, 4)) == content_hash(np.asfortranarray(pixels.reshape(3, 4)))
 
 
-def test_groups_follow_chains():
-    chain = [Match(0, 3, "exact"), Match(3, 5, "near"), Match(1, 2, "near")]
-    assert groups(chain) == [[0, 3, 5], [1, 2]]
-
-
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared images are not here")
 def test_real_images_are_told_apart_and_planted_ones_found():
     catalogue = Catalogue()
@@ -97,3 +91,57 @@ def test_real_images_are_told_apart_and_planted_ones_found():
     found = {(match.first, match.second) for match in catalogue.matches()}
     n = len(images)
     assert found >= {(i, n + 2 * i + k) for i in range(n) for k in (0, 1)}
+
+
+def faint(seed, size=64):
+    """Open water: one colour, a faint swell and hardly any noise."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size] / size
+    swell = rng.normal(0, 1.5) * rows + rng.normal(0, 1.5) * columns + rng.normal(0, 1) * np.sin(6 * rows)
+    colour = np.array([40, 70, 95]) + rng.integers(-12, 13, 3)
+    noise = rng.normal(0, 0.7, (size, size))
+    return np.clip(np.round(colour + (swell + noise)[..., None]), 0, 255).astype(np.uint8)
+
+
+def test_images_without_texture_are_compared_by_their_values():
+    images = [faint(seed) for seed in range(40)]
+    catalogue = Catalogue()
+    for image in images:
+        add(catalogue, image)
+    assert catalogue.matches() == []
+    copies = {(place, add(catalogue, reencoded(image, 90))) for place, image in enumerate(images)}
+    assert {(match.first, match.second) for match in catalogue.matches()} == copies
+
+
+def test_turned_image_without_texture_is_found():
+    catalogue = Catalogue()
+    add(catalogue, faint(0))
+    add(catalogue, faint(1))
+    add(catalogue, reencoded(np.rot90(faint(1)).copy(), 90))
+    assert catalogue.matches() == []
+    assert [(m.first, m.second, m.turn) for m in catalogue.matches(rotations=True)] == [(1, 2, 90)]
+
+
+def test_thumbnail_keeps_levels_and_colour():
+    values = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32) * 0.1 + 0.3
+    values[:2, :2] = np.nan
+    thumb = thumbnail(values)
+    blocks = values.mean(axis=2).reshape(32, 2, 32, 2).mean(axis=(1, 3))
+    levels = thumb.low + thumb.grey * (thumb.high - thumb.low) / 255
+    np.testing.assert_allclose(levels.ravel()[1:], 255 * blocks.ravel()[1:], atol=0.1)
+    assert thumb.colour == pytest.approx(np.nanmean(values, axis=(0, 1)) * 255, rel=1e-5)
+    assert thumbnail(values[4:, 4:, 0]).colour == pytest.approx(
+        [values[4:, 4:, 0].mean() * 255] * 3, rel=1e-5
+    )
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared images are not here")
+def test_every_reencoded_eurosat_image_is_found():
+    files = sorted((SHARED_DATA / "eurosat_rgb").glob("*/*.jpg"))[::6]
+    images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    catalogue = Catalogue()
+    for image in images:
+        add(catalogue, image)
+    assert catalogue.matches() == []
+    copies = {(place, add(catalogue, reencoded(image, 90))) for place, image in enumerate(images)}
+    assert {(match.first, match.second) for match in catalogue.matches()} >= copies

@@ -3,6 +3,7 @@ import pytest
 from data_makers import SHARED_DATA
 from PIL import Image
 
+from codemae.analysis.displacement import displacement
 from codemae.analysis.registration import CONFIDENT, orientation_maps, register
 from codemae.data.synthetic import SynthesisOptions, synthesise
 
@@ -83,3 +84,24 @@ def test_real_pairs_line_up_and_shifts_on_purpose_are_found():
     shuffled = [register(pairs[i][0], pairs[i - 1][1]).confidence for i in range(len(pairs))]
     assert np.mean(np.array(shuffled) < CONFIDENT) >= 0.9
     assert np.mean([registration.confidence > CONFIDENT for registration in found]) >= 0.9
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared images are not here")
+def test_real_scene_with_relief_is_displaced_along_the_range_direction():
+    def read(side):
+        image = Image.open(SHARED_DATA / "volkov_s1s2" / side / "151.png").convert("RGB")
+        return np.asarray(image, dtype=np.float32).mean(axis=2) / 255
+
+    optical, sar = read("opt"), read("sar")
+    corners = [(y, x) for y in range(0, 1024, 256) for x in range(0, 1024, 256)]
+    windows = [(slice(y, y + 256), slice(x, x + 256)) for y, x in corners]
+    found = [register(optical[window], sar[window]) for window in windows]
+    sure = [(one.x, one.y) for one in found if one.confidence >= CONFIDENT]
+    assert len(sure) >= 12
+    common = displacement(np.array(sure), ["151"] * len(sure))
+    # Sentinel-1 flew southwards and looked west: its range direction lies about 11 degrees off the rows.
+    assert common.direction == pytest.approx(9, abs=5)
+    assert common.straightness > 0.9
+    # Uncorrected relief moves windows by many pixels along it; across it the estimates agree.
+    assert common.along > 5
+    assert common.across < 1

@@ -224,3 +224,19 @@ def test_loader_with_workers_reads_shards(tmp_path):
     assert len(seen[0]) == len(seen[1]) > 0
     for one, two in zip(*seen, strict=True):
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_images_that_moved_are_packed_from_where_they_are(tmp_path, monkeypatch):
+    plain = make_index(tmp_path, paired=2)
+    before = _files(tmp_path / "images")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(ShardError, match="does not exist; if they have moved, set CODEMAE_DATA_ROOTS="):
+        pack(plain, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+    monkeypatch.setenv("CODEMAE_DATA_ROOTS", f"{tmp_path}/images={tmp_path}/moved")
+    packed = pack(plain, tmp_path / "packed")
+    monkeypatch.delenv("CODEMAE_DATA_ROOTS")
+    with tarfile.open(packed.folder / "000000.tar") as shard:
+        held = {member.name: shard.extractfile(member).read() for member in shard}
+    assert held == before
+    assert open_index(tmp_path / "packed").location(0, "optical").offset is not None

@@ -73,7 +73,7 @@ def test_fake_copy_becomes_the_expected_rows(name: str, tmp_path: Path) -> None:
         assert all((root / image["file_name"]).is_file() for image in plain["images"])
 
 
-@pytest.mark.parametrize("name", VERIFIED)
+@pytest.mark.parametrize("name", [name for name in VERIFIED if read_card(name).recipe.sides()])
 def test_missing_folder_is_named_with_the_command(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,3 +160,16 @@ def test_a_single_template_is_a_list_of_one(tmp_path: Path) -> None:
         ("s/{key}.png",),
         "not stated",
     )
+
+
+def test_ospretrain_leaves_out_what_its_authors_do_unless_asked(tmp_path: Path) -> None:
+    make_ospretrain(tmp_path / "data")
+    pair = sorted((tmp_path / "data").glob("*/train.txt"))[0].parent
+    shutil.copytree(pair, tmp_path / "data" / "SS4EO-S12")
+    words = ["ospretrain", "--root", tmp_path / "data", "--workers", "1"]
+    sources = []
+    for number, more in enumerate(([], ["--include", "SS4EO-S12"])):
+        assert run(*words, *more, "--out", tmp_path / str(number)) == 0
+        index = open_index(tmp_path / str(number))
+        sources.append({index.source(row) for row in range(len(index))})
+    assert sources[1] - sources[0] == {"SS4EO-S12"} and pair.name in sources[0]

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from data_makers import make_classes, make_pairs, picture, save
 from recipes import card as card_module
-from recipes.plan import Candidate, PrepareError
+from recipes.candidates import Candidate, Candidates
+from recipes.plan import PrepareError
 from recipes.splits import Lists, draw
 
 from codemae.data.index import open_index
@@ -109,7 +110,7 @@ def test_draw_is_the_stated_rule_and_its_lists_can_be_passed_in(tmp_path, prepar
 
 
 def test_draw_refuses_more_than_there_is():
-    candidates = [Candidate("a", "s", "", "a", label=0)]
+    candidates = Candidates([Candidate("a", "s", "", "a", label=0)])
     with pytest.raises(PrepareError, match="class 0 has 1 samples"):
         draw(candidates, {"train": 2}, "test", 0)
     with pytest.raises(PrepareError, match="got 1.5"):

@@ -1,10 +1,16 @@
+import hashlib
+import http.server
 import io
+import random
 import sys
 import tarfile
+import threading
 import types
 import zipfile
+from functools import partial
 
 import pytest
+from recipes.card import card_names, read_card
 from recipes.plan import PrepareError
 from recipes.torchgeo_download import download
 
@@ -121,6 +127,30 @@ def test_cut_off_download_leaves_no_root_and_goes_on(torchgeo, tmp_path):
     }
 
 
+def test_an_archive_without_the_list_fetched_after_it_is_begun_anew(torchgeo, tmp_path):
+    """As RESISC45 does: where the archive is there, the lists that come after it are not fetched."""
+    from pathlib import Path
+
+    stops = [True]
+
+    class Listed:
+        def __init__(self, root="data", download=False, checksum=False):
+            if not (Path(root) / "a.zip").exists():
+                with zipfile.ZipFile(Path(root) / "a.zip", "w") as made:
+                    made.writestr("a.txt", "a")
+                if stops[0]:
+                    raise ConnectionError("reset by peer")
+                (Path(root) / "list.txt").write_text("a")
+            (Path(root) / "list.txt").read_text()
+
+    torchgeo.Listed = Listed
+    with pytest.raises(PrepareError, match="reset by peer"):
+        download("listed", "Listed", tmp_path / "root", GET)
+    stops[0] = False
+    download("listed", "Listed", tmp_path / "root", GET)
+    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["a.zip", "list.txt"]
+
+
 def test_wrong_hash_is_refused_and_the_file_removed(torchgeo, tmp_path):
     from pathlib import Path
 
@@ -133,6 +163,190 @@ def test_wrong_hash_is_refused_and_the_file_removed(torchgeo, tmp_path):
     with pytest.raises(PrepareError, match=r"corrupted.*f\.zip was removed"):
         download("forged", "Forged", tmp_path / "root", GET)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_only_the_splits_that_a_card_names_are_fetched(torchgeo, tmp_path):
+    from pathlib import Path
+
+    fetched = []
+
+    class Keyed:
+        """Its splits stand only as the keys of its hashes, as in FAIR1M."""
+
+        urls = ("one", "two")
+        md5s = {"train": ("a",), "val": ("b",), "test": ("c",)}
+
+        def __init__(self, root="data", split="train", download=False, checksum=False):
+            fetched.append(split)
+            (Path(root) / split).write_text(split)
+
+    torchgeo.Keyed = Keyed
+    download("keyed", "Keyed:train,val", tmp_path / "some", GET)
+    download("keyed", "Keyed", tmp_path / "all", GET)
+    assert fetched == ["train", "val", "train", "val", "test"]
+    with pytest.raises(PrepareError, match="has the splits.*not .*night"):
+        download("keyed", "Keyed:train,night", tmp_path / "other", GET)
+
+
+def test_a_folder_unpacked_by_a_run_that_stopped_is_not_taken_for_the_whole(torchgeo, tmp_path):
+    """As FAIR1M and RESISC45 do: what is there is believed, so only archives may survive a stop."""
+    from pathlib import Path
+
+    stops = [True]
+
+    class Believing:
+        def __init__(self, root="data", download=False, checksum=False):
+            folder = Path(root) / "train" / "images"
+            if folder.exists():
+                return
+            archive_file = Path(root) / "train" / "images.zip"
+            if not archive_file.exists():
+                folder.parent.mkdir(exist_ok=True)
+                with zipfile.ZipFile(archive_file, "w") as made:
+                    made.writestr("1.tif", "one")
+                    made.writestr("2.tif", "two")
+            folder.mkdir()
+            with zipfile.ZipFile(archive_file) as made:
+                for name in made.namelist():
+                    made.extract(name, folder)
+                    if stops[0]:
+                        raise KeyboardInterrupt
+
+    torchgeo.Believing = Believing
+    with pytest.raises(KeyboardInterrupt):
+        download("believing", "Believing", tmp_path / "root", GET)
+    assert not (tmp_path / "root").exists()
+    stops[0] = False
+    download("believing", "Believing", tmp_path / "root", GET)
+    assert sorted(path.name for path in (tmp_path / "root" / "train" / "images").iterdir()) == [
+        "1.tif",
+        "2.tif",
+    ]
+
+
+def test_cut_off_tar_is_fetched_again(torchgeo, tmp_path):
+    from pathlib import Path
+
+    tries = []
+
+    class Cut:
+        def __init__(self, root="data", download=False, checksum=False):
+            file = Path(root) / "data.tar.gz"
+            if not file.exists():
+                tries.append(len(tries))
+                (Path(root) / "whole").mkdir()
+                with tarfile.open(file, "w:gz") as tar:
+                    for number in range(50):
+                        entry = tarfile.TarInfo(f"{number}.txt")
+                        entry.size = 5000
+                        tar.addfile(entry, io.BytesIO(random.Random(number).randbytes(5000)))
+                if len(tries) == 1:
+                    file.write_bytes(file.read_bytes()[:100_000])
+            with tarfile.open(file) as tar:
+                tar.extractall(root)
+
+    torchgeo.Cut = Cut
+    download("cut", "Cut", tmp_path / "root", GET)
+    assert len(tries) == 2 and len(list((tmp_path / "root").glob("*.txt"))) == 50
+
+
+def test_an_archive_of_another_content_is_refused_even_where_the_class_does_not_look(torchgeo, tmp_path):
+    """As SpaceNet does, which computes the hash and drops the answer."""
+    from pathlib import Path
+
+    class Careless:
+        md5s = {"train": {11: ["0" * 32]}}
+
+        def __init__(self, root="data", download=False, checksum=False):
+            with zipfile.ZipFile(Path(root) / "careless.zip", "w") as made:
+                made.writestr("a.txt", "a")
+
+    torchgeo.Careless = Careless
+    with pytest.raises(PrepareError, match="careless.zip of careless has the MD5"):
+        download("careless", "Careless", tmp_path / "root", GET)
+    assert not (tmp_path / "root").exists() and not list(tmp_path.rglob("careless.zip"))
+
+
+def test_parts_are_hashed_and_the_file_made_of_them_is_not(torchgeo, tmp_path):
+    from pathlib import Path
+
+    class Parts:
+        md5s = {"aa": hashlib.md5(b"first").hexdigest(), "ab": hashlib.md5(b"second").hexdigest()}
+
+        def __init__(self, root="data", download=False, checksum=False):
+            for suffix, content in (("aa", b"first"), ("ab", b"second")):
+                (Path(root) / f"s1.tar.gz.part{suffix}").write_bytes(content)
+            (Path(root) / "s1.tar.gz").write_bytes(b"firstsecond")
+
+    torchgeo.Parts = Parts
+    download("parts", "Parts", tmp_path / "root", GET)
+    assert (tmp_path / "root" / "s1.tar.gz").exists()
+
+
+@pytest.fixture(scope="module")
+def real():
+    """The package itself, where it is installed."""
+    return pytest.importorskip("torchgeo.datasets")
+
+
+@pytest.mark.parametrize("name", [name for name in card_names() if read_card(name).torchgeo])
+def test_the_real_class_of_a_card_can_be_asked_for_its_splits(real, name):
+    from recipes.torchgeo_download import _md5s, _splits
+
+    chosen, _, splits = read_card(name).torchgeo.partition(":")
+    dataset = getattr(real, chosen)
+    known = _splits(name, dataset, GET)
+    assert set(splits.split(",")) <= set(known) if splits else known
+    assert list(_md5s(vars(dataset)))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder, and the address at which this machine gives it out."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{serving.server_port}/"
+    serving.shutdown()
+    serving.server_close()
+
+
+def test_a_real_class_fetches_a_card_and_prepare_indexes_it(real, server, tmp_path, monkeypatch):
+    """UC Merced in small, from an own server: torchgeo's own code fetches, checks and unpacks it."""
+    import prepare
+    from data_makers import picture, save
+
+    from codemae.data.index import open_index
+
+    names = [f"agricultural{item:02d}" for item in range(5)] + [f"river{item:02d}" for item in range(5)]
+    for seed, name in enumerate(names):
+        save(tmp_path / "UCMerced_LandUse" / "Images" / name[:-2] / f"{name}.tif", picture(seed, 12))
+    folder, address = server
+    with zipfile.ZipFile(folder / "UCMerced_LandUse.zip", "w") as made:
+        for path in sorted((tmp_path / "UCMerced_LandUse").rglob("*.tif")):
+            made.write(path, path.relative_to(tmp_path))
+    lists = real.UCMerced.split_filenames
+    for name in lists.values():
+        (folder / name).write_text("".join(f"{stem}.tif\n" for stem in names))
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    monkeypatch.setattr(real.UCMerced, "url", address)
+    monkeypatch.setattr(real.UCMerced, "md5", md5["UCMerced_LandUse.zip"])
+    monkeypatch.setattr(real.UCMerced, "split_md5s", {split: md5[name] for split, name in lists.items()})
+    words = ["ucmerced", "--root", tmp_path / "root", "--out", tmp_path / "out", "--download"]
+    assert prepare.main([*map(str, words), "--workers", "1"]) == 0
+    index = open_index(tmp_path / "out")
+    assert len(index) == 10 and sum(index.cell(row, "split") == "train" for row in range(10)) == 8
+
+    monkeypatch.setattr(real.UCMerced, "md5", "0" * 32)
+    with pytest.raises(PrepareError, match="UCMerced_LandUse.zip was removed"):
+        download("ucmerced", "UCMerced", tmp_path / "forged", GET)
+    assert not (tmp_path / "forged").exists()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +402,6 @@ def test_zip_archive_stays_inside_and_links_out_are_refused(torchgeo, tmp_path):
 def test_prepare_downloads_before_it_indexes_and_packs_afterwards(torchgeo, tmp_path, capsys):
     import prepare
     from data_makers import picture, save
-    from recipes.card import read_card
 
     from codemae.data.images import read_picture
     from codemae.data.index import open_index

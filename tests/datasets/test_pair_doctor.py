@@ -10,6 +10,8 @@ import pytest
 from data_makers import save
 from PIL import Image
 
+from codemae.analysis.displacement import displacement
+from codemae.analysis.registration import CONFIDENT
 from codemae.data.images import ImageError
 from codemae.data.index import open_index
 from codemae.data.synthetic import SynthesisOptions, synthesise
@@ -98,6 +100,25 @@ def test_prepare_leaves_out_what_the_doctor_names(sick):
     assert flagged
 
 
+def test_offset_that_a_scene_shares_is_reported(tmp_path, capsys):
+    pairs = {"still": pair(31, 256), "moved": pair(32, 256, shift=(0.0, 9.0))}
+    index = index_of(tmp_path / "scenes", pairs, "--tile", 128)
+    assert run(index, "--out", tmp_path / "found") == 0
+    rows = rows_of(tmp_path / "found")
+    groups = [row["group"] for row in rows.values()]
+    assert [len(set(groups)), len(groups)] == [2, 8]
+    offsets = np.array([[row["offset_x"], row["offset_y"]] for row in rows.values()])
+    sure = np.array([row["confidence"] >= CONFIDENT for row in rows.values()])
+    expected = displacement(offsets[sure], [group for group, good in zip(groups, sure, strict=True) if good])
+    assert expected.aligned_scene > expected.aligned
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  scenes: "))
+    assert f"{expected.aligned:.0%} of {sum(sure)} sure offsets within 2 px" in line
+    assert f"{expected.aligned_scene:.0%} without each scene's own" in line
+    page = (tmp_path / "found" / "report.html").read_text()
+    assert "What the offsets have in common" in page
+    assert f"{expected.right:+.1f}, {expected.below:+.1f}" in page
+
+
 def test_report_is_one_file_with_pictures(sick):
     folder, _ = sick
     sources = []
@@ -113,6 +134,7 @@ def test_report_is_one_file_with_pictures(sick):
     assert len(pictures) == 3 * 6
     assert all(source.startswith(("data:", "#")) for source in sources)
     assert "opt/strange.png" in page
+    assert '<td class="words">a side cannot be decoded</td>' in page
 
 
 def test_windows_are_excluded_one_by_one(tmp_path):

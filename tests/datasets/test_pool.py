@@ -4,6 +4,7 @@ import numpy as np
 import prepare
 from data_makers import make_index, picture, save
 
+from codemae.data.images import read_picture
 from codemae.data.index import open_index
 from codemae.data.index_file import write_index
 from codemae.data.statistics import IndexStatistics, SourceStatistics
@@ -68,3 +69,46 @@ def test_one_name_for_two_sources_is_refused(tmp_path, capsys):
     assert "different statistics of the optical images of source 'same'" in capsys.readouterr().err
     assert pool(first, tmp_path / "nowhere", out=tmp_path / "out") == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pool_is_packed_into_shards_and_not_twice(tmp_path, capsys):
+    first = make_index(tmp_path / "a", paired=2)
+    second = one_sided(tmp_path / "b", "only", "sar", 3)
+    assert pool(first, second, out=tmp_path / "plain") == 0
+    wanted = open_index(tmp_path / "plain")
+    words = ["--shards", "--shard-size", "1KB"]
+    assert pool(first, second, out=tmp_path / "out", more=words) == 0
+    assert "7 images in" in capsys.readouterr().err
+    index = open_index(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("shards-*/*.tar"))) > 1
+    assert index.hash() == wanted.hash()
+    for row in range(len(index)):
+        for modality in ("optical", "sar"):
+            if wanted.cell(row, modality) is not None:
+                pixels = [np.asarray(read_picture(each.location(row, modality))) for each in (index, wanted)]
+                np.testing.assert_array_equal(*pixels)
+                assert index.location(row, modality).offset is not None
+    assert pool(tmp_path / "out", out=tmp_path / "again", more=words) == 2
+    assert "packed already" in capsys.readouterr().err and not (tmp_path / "again").exists()
+    assert pool(tmp_path / "out", out=tmp_path / "again") == 0
+
+
+def test_a_pool_of_moved_images_records_where_they_are(tmp_path, monkeypatch):
+    first = make_index(tmp_path / "a", paired=2)
+    (tmp_path / "a/images").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("CODEMAE_DATA_ROOTS", f"{tmp_path}/a/images={tmp_path}/elsewhere")
+    assert pool(first, out=tmp_path / "out") == 0
+    monkeypatch.delenv("CODEMAE_DATA_ROOTS")
+    assert read_picture(open_index(tmp_path / "out").location(0, "optical")).size == (24, 24)
+
+
+def test_a_balanced_pool_counts_rows_over_several_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.pool._BATCH", 2)
+    optical = one_sided(tmp_path / "o", "many", "optical", 9)
+    sar = one_sided(tmp_path / "s", "few", "sar", 4)
+    assert pool(optical, sar, out=tmp_path / "out", more=["--balance", "--seed", "3"]) == 0
+    facts = json.loads((tmp_path / "out/report.json").read_text())
+    assert (facts["rows"], facts["paired"]) == (8, 0)
+    assert facts["rows_by_source"] == {"few": 4, "many": 4}
+    kept = {open_index(tmp_path / "out").cell(row, "group") for row in range(4)}
+    assert kept == {str(item) for item in np.random.default_rng(3).permutation(9)[:4]}

@@ -330,7 +330,7 @@ def test_ospretrain_as_released(tmp_path):
     assert (len(index.optical_only_rows), len(index.sar_only_rows)) == (3, 3)
     assert {index.source(row) for row in index.sar_only_rows} == {"Unpaired"}
     facts = report(tmp_path / "out")
-    assert facts["held back as benchmarks"] == ["PIE-RGB-SAR"]
+    assert facts["held back"] == ["PIE-RGB-SAR"]
     assert facts["images that no list names"] == {"DDHR": 1}
     assert facts["left_out_by_kind"] == {"missing partner": 1}
     published = index.stats("DDHR", "sar")

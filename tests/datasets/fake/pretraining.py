@@ -288,9 +288,68 @@ def millionaid(root: Path) -> Expected:
     return Expected(rows=rows)
 
 
+def ddhr(root: Path) -> Expected:
+    """Two cities that number their images alike, one of them deeper, and the benchmark's city."""
+    rows = []
+    for seed, (area, number, used) in enumerate(
+        (
+            ("xian/", 1, True),
+            ("xian/", 25, True),
+            ("dongying/256/", 1, True),
+            ("korea/256_cloud/", 1, False),
+        )
+    ):
+        optical, sar = f"{area}GF2/{number}.jpg", f"{area}GF3/{number}.jpg"
+        save(root / optical, picture(seed))
+        save(root / sar, picture(seed + 50, channels=1))
+        save(root / area / "label" / f"{number}.png", picture(seed + 90, channels=1))
+        if used:
+            rows.append(
+                {
+                    "source": "DDHR",
+                    "split": "train",
+                    "group": f"{area}{number}",
+                    "optical": optical,
+                    "sar": sar,
+                    "window": None,
+                }
+            )
+    (root / "xian" / "trainM_list.txt").write_text("xian/GF2/1.jpg xian/GF3/1.jpg xian/label/1.png\n")
+    return Expected(rows=rows)
+
+
+def ospretrain_1m(root: Path) -> Expected:
+    """A source whose test list is held back, one whose is not, one left out, and the unpaired pool."""
+    rows = []
+    listed = {
+        "DDHR": {"train": ["1", "2.png"], "test": ["3"]},
+        "EarthMiss": {"train": ["a"], "val": ["b"], "test": ["c"]},
+        "SS4EO-S12": {"train": ["x"]},
+    }
+    for source, lists in listed.items():
+        for split, names in lists.items():
+            for seed, name in enumerate(names):
+                stem = name.removesuffix(".png")
+                paths = {"optical": f"{source}/RGB/{stem}.png", "sar": f"{source}/SAR/{stem}.png"}
+                save(root / paths["optical"], picture(seed))
+                save(root / paths["sar"], picture(seed + 50, channels=1))
+                use = "test" if (source, split) == ("DDHR", "test") else "train"
+                if source != "SS4EO-S12":
+                    rows.append({"source": source, "split": use, "group": stem, **paths})
+            (root / source / f"{split}.txt").write_text("\n".join(names))
+    for side, folder in (("optical", "RGB"), ("sar", "SAR")):
+        for name in ("7", "8"):
+            path = f"Unpaired/{folder}/{name}.png"
+            save(root / path, picture(int(name), channels=3 if side == "optical" else 1))
+            group = f"{folder}/{name}"
+            rows.append({"source": "Unpaired", "split": "train", "group": group, side: path})
+    return Expected(rows=rows)
+
+
 FAKES: dict[str, Callable[[Path], Expected]] = {
     "spacenet6": spacenet6,
     "qxs_saropt": qxs_saropt,
+    "ddhr": ddhr,
     "whu_opt_sar": whu_opt_sar,
     "dfc23_track1": dfc23_track1,
     "dfc23_track2": dfc23_track2,
@@ -301,4 +360,5 @@ FAKES: dict[str, Callable[[Path], Expected]] = {
     "atrnet_star": atrnet_star,
     "sen12ms": sen12ms,
     "millionaid": millionaid,
+    "ospretrain_1m": ospretrain_1m,
 }

@@ -1,0 +1,64 @@
+"""Which patch of one image finds which patch of another by its features alone."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """The most certain matches between two images.
+
+    Attributes:
+        first: (n,) patches of the first image.
+        second: (n,) their partners.
+        similarity: (n,) cosine, falling.
+    """
+
+    first: Tensor
+    second: Tensor
+    similarity: Tensor
+
+
+def match_patches(first: Tensor, second: Tensor, count: int = 12) -> Matches:
+    """Pairs of patches that are each other's nearest by cosine, the most similar ``count`` of them.
+
+    Args:
+        first: (N, D) tokens of one image.
+        second: (L, D) tokens of the other.
+        count: How many at most.
+    """
+    cosine = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T
+    partner = cosine.argmax(dim=1)
+    mutual = (cosine.argmax(dim=0)[partner] == torch.arange(len(first))).nonzero().flatten()
+    similarity = cosine[mutual, partner[mutual]]
+    order = similarity.argsort(descending=True)[:count]
+    return Matches(first=mutual[order], second=partner[mutual[order]], similarity=similarity[order])
+
+
+def found_in_place(first: Tensor, second: Tensor, reach: int = 1) -> tuple[float, float]:
+    """Share of patches whose nearest patch in the other image of the pair lies where it should.
+
+    Args:
+        first: (B, N, D) tokens of images, N a square grid.
+        second: (B, N, D) tokens of the other images of the pairs.
+        reach: Patches along each axis by which the nearest may be off.
+
+    Returns:
+        The share, and the share that drawing a patch at random would give.
+
+    Raises:
+        ValueError: The tokens are no square grid.
+    """
+    side = round(first.shape[1] ** 0.5)
+    if side * side != first.shape[1]:
+        raise ValueError(f"{first.shape[1]} tokens are no square grid")
+    cosine = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).transpose(1, 2)
+    places = torch.arange(side * side)
+    rows, columns = places // side, places % side
+    near = ((rows[:, None] - rows).abs() <= reach) & ((columns[:, None] - columns).abs() <= reach)
+    nearest = cosine.argmax(dim=-1)
+    hits = near[places.expand_as(nearest), nearest]
+    return float(hits.float().mean()), float(near.float().mean())

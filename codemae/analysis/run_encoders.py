@@ -1,0 +1,61 @@
+"""The encoder of a run folder, also where a method leaves one file for each modality."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from codemae.checkpoint import read_encoder
+from codemae.models.factory import load_encoder
+
+ENCODER_FILE = "encoder.safetensors"
+
+
+class EncoderPair(nn.Module):
+    """One encoder a modality behind the interface of a single one.
+
+    Args:
+        encoders: By modality.
+    """
+
+    def __init__(self, encoders: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        first = next(iter(encoders.values()))
+        self.img_size, self.embed_dim = first.img_size, first.embed_dim
+        self.inputs = {name: encoder.inputs[name] for name, encoder in encoders.items()}  # type: ignore[index]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities there is an encoder for."""
+        return tuple(self.encoders)
+
+    def of(self, modality: str) -> nn.Module:
+        """The encoder of a modality."""
+        return self.encoders[modality]
+
+    def forward(self, images: Tensor, modality: str) -> Tensor:
+        """Tokens (B, N, D) by the modality's own encoder."""
+        tokens: Tensor = self.encoders[modality](images, modality)
+        return tokens
+
+    def pooled(self, images: Tensor, modality: str) -> Tensor:
+        """Features (B, D) by the modality's own encoder."""
+        return self.encoders[modality].pooled(images, modality)  # type: ignore[operator]
+
+
+def load_run_encoder(target: str | Path) -> nn.Module:
+    """The encoder of a run folder, or of anything ``load_encoder`` takes.
+
+    Raises:
+        FileNotFoundError: The folder holds no encoder file.
+    """
+    folder = Path(target)
+    if not folder.is_dir():
+        return load_encoder(target)
+    if (folder / ENCODER_FILE).exists():
+        return load_encoder(folder / ENCODER_FILE)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no {ENCODER_FILE}; pretrain first, or name an encoder file")
+    by_modality = {modality: file for file in files for modality in read_encoder(file)[1].inputs}
+    return EncoderPair({modality: load_encoder(file) for modality, file in sorted(by_modality.items())})
