@@ -12,6 +12,7 @@ from rich.table import Table
 
 from codemae.modality import get_modality
 
+EXPLANATIONS = ("dimensions", "saliency", "bands", "attention", "correspondence")
 LAYOUTS = ("itpn", "hivit", "saratrx", "codemae")
 VERDICT_STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
@@ -81,6 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of report.html")
     analyze.add_argument("--count", type=int, default=256, help="pairs to look at (256)")
     analyze.add_argument("--size", type=int, help="side in pixels; the encoder's own when not given")
+    analyze.add_argument(
+        "--explain",
+        nargs="+",
+        default=[],
+        choices=("all", *EXPLANATIONS),
+        help="further sections: dimensions by alignment, Grad-CAM overlap, band importance, attention maps, "
+        "patches that find each other; `all` for every one",
+    )
     analyze.add_argument("--no-map", action="store_true", help="skip the UMAP, the slowest part")
     analyze.set_defaults(run=_analyze)
 
@@ -96,6 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("folder", type=Path, metavar="DIR", help="searched in depth for results.json")
     summary.add_argument("--markdown", action="store_true", help="Markdown tables")
     summary.add_argument("--peers", action="store_true", help="also the paper's figures of other methods")
+    summary.add_argument(
+        "--side-by-side",
+        action="store_true",
+        help="one table instead, a column an encoder, no published figures",
+    )
+    summary.add_argument(
+        "--into", type=Path, metavar="FILE.md", help="write that table between the markers of a file"
+    )
     summary.set_defaults(run=_summary)
 
     diff = commands.add_parser(
@@ -144,13 +161,15 @@ def _modality(text: str) -> str:
 def _models(arguments: argparse.Namespace) -> int:
     import torch
 
-    from codemae.models.factory import ENCODERS, create_encoder
+    from codemae.models.encoder import ENCODERS
+    from codemae.models.factory import create_encoder, takes
     from codemae.weights import RELEASED
 
     encoders: dict[str, dict[str, Any]] = {}
     for name in ENCODERS.names():
         with torch.device("meta"):  # counting needs no memory for the weights
-            plain, whole = (create_encoder(name, pyramid=pyramid) for pyramid in (False, True))
+            choices = [{"pyramid": False}, {"pyramid": True}] if takes(name, "pyramid") else [{}, {}]
+            plain, whole = (create_encoder(name, **choice) for choice in choices)
         encoders[name] = {
             "width": plain.embed_dim,
             "parameters": sum(p.numel() for p in plain.parameters()),
@@ -222,6 +241,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         size=arguments.size,
         with_map=not arguments.no_map,
+        explanations=EXPLANATIONS if "all" in arguments.explain else arguments.explain,
     )
     print(page)
     return 0
@@ -235,9 +255,15 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
+    from codemae.evaluation.side_by_side import side_by_side, write_into
     from codemae.evaluation.summary import summarise
 
-    print(summarise(arguments.folder, markdown=arguments.markdown, peers=arguments.peers))
+    if arguments.into:
+        write_into(arguments.into, side_by_side(arguments.folder, markdown=True))
+    elif arguments.side_by_side:
+        print(side_by_side(arguments.folder, markdown=arguments.markdown))
+    else:
+        print(summarise(arguments.folder, markdown=arguments.markdown, peers=arguments.peers))
     return 0
 
 
@@ -271,10 +297,14 @@ def _layer_decay(arguments: argparse.Namespace) -> int:
     import torch
 
     from codemae.models.factory import create_encoder
-    from codemae.models.layer_decay import layer_table
+    from codemae.models.hivit import HiViT
+    from codemae.models.layer_decay import LayerDecayError, layer_table
 
     with torch.device("meta"):  # a table needs no memory for the weights
-        lines = layer_table(create_encoder(arguments.arch), arguments.variant, arguments.decay)
+        encoder = create_encoder(arguments.arch)
+    if not isinstance(encoder, HiViT):
+        raise LayerDecayError(f"{arguments.arch} is no HiViT; the variants are ways to number its layers")
+    lines = layer_table(encoder, arguments.variant, arguments.decay)
     table = Table("part", "", "id", "scale", "parameters")
     for line in lines:
         table.add_row(line.part, line.kind, str(line.id), f"{line.scale:.6f}", f"{line.parameters:,}")

@@ -331,6 +331,8 @@ def read_any_encoder(path_or_name: str | Path) -> tuple[dict[str, Tensor], Encod
     """
     path, layout = _located(path_or_name)
     foreign = checkpoint.read_weights(path)
+    if checkpoint.is_encoder_file(path):
+        return checkpoint.read_encoder(path)
     layout = layout or detect_format(foreign)
     if layout == "encoder":
         return checkpoint.read_encoder(path)

@@ -10,8 +10,20 @@ from codemae.engine.settings import OptimConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over all trainable parameters; those of one dimension have no weight decay."""
-    groups = param_groups_weight_decay(module, config.weight_decay)
+    """The configured optimizer over all trainable parameters; those of one dimension have no weight decay.
+
+    LARS adapts the rate of weights layer by layer, to 0.001 |w| / (|g| + weight_decay |w|), and leaves
+    parameters of one dimension to plain SGD with momentum, as Barlow Twins, BYOL and DeCUR use it.
+    """
+    # Sorted out by a decay of 1, since without any decay timm would put all in one group.
+    groups = param_groups_weight_decay(module, 1.0)
+    for group in groups:
+        bare = group["weight_decay"] == 0
+        group["weight_decay"] *= config.weight_decay
+        if bare:
+            group["lr_scale"] = config.bias_lr_scale
+        if config.name == "lars":
+            group["always_adapt"] = not bare
     if config.name == "lars":
         return Lars(groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
     betas: Any = tuple(config.betas)

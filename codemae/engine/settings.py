@@ -37,7 +37,10 @@ class OptimConfig:
         lr: Learning rate as such, instead of ``base_lr``.
         betas: Two for AdamW, three for Adan.
         momentum: Of LARS.
-        weight_decay: Of parameters with two dimensions or more; biases and norms have none.
+        bias_lr_scale: Factor on the learning rate of parameters of one dimension (Barlow Twins and DeCUR with
+            LARS: 0.0048 / 0.2).
+        weight_decay: Of parameters with two dimensions or more; biases and norms have none, nor are they
+            adapted by LARS.
         epochs: Passes over the index.
         max_steps: Ends the run, and its schedule, after that many steps where ``epochs`` make more.
         warmup_epochs: Of linear warm-up.
@@ -56,6 +59,7 @@ class OptimConfig:
     lr: float | None = None
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     momentum: float = 0.9
+    bias_lr_scale: float = 1.0
     weight_decay: float = 0.05
     epochs: float = 100
     max_steps: int | None = None

@@ -1,7 +1,11 @@
-"""Masked reconstruction: mean squared error on the removed patches."""
+"""Masked reconstruction: errors on the removed part of an image."""
+
+from typing import Literal
 
 from einops import rearrange
 from torch import Tensor
+
+PixelLoss = Literal["l1", "focal_l1"]
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -53,3 +57,36 @@ def reconstruction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     Reference: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022; CoDe-MAE Eq. 1, 5.
     """
     return (predictions.float() - targets.detach().float()).square().mean()
+
+
+def masked_pixel_loss(
+    predictions: Tensor, targets: Tensor, mask: Tensor, kind: PixelLoss = "l1", beta: float = 0.2
+) -> Tensor:
+    """Mean absolute error over the removed pixels of whole images.
+
+    With d = prediction - target over the removed pixels and all channels, s the logistic function:
+
+        l1:       loss = mean |d|
+        focal_l1: loss = mean |d| * (2 s(beta |d|) - 1), which weighs large errors more
+
+    Args:
+        predictions: (B, C, H, W).
+        targets: (B, C, H, W); receives no gradient.
+        mask: (B, 1, H, W), 1 = removed, as many pixels in each image.
+        kind: ``l1`` is CMID's Eq. 2, ``focal_l1`` its authors' code.
+        beta: How soon the weight of ``focal_l1`` saturates.
+
+    Returns:
+        A scalar in float32.
+
+    Distributed: a mean over the rank's own samples; DDP averages over ranks.
+
+    Reference: Xie et al., "SimMIM", CVPR 2022; CMID Eq. 2; the focal weight is that of Yang et al., "Delving
+        into Deep Imbalanced Regression", ICML 2021, arXiv:2102.09554, with exponent 1.
+    """
+    errors = (predictions.float() - targets.detach().float()).abs()
+    if kind == "focal_l1":
+        errors = errors * (2 * (beta * errors).sigmoid() - 1)
+    elif kind != "l1":
+        raise ValueError(f"unknown pixel loss {kind!r}; known: l1, focal_l1")
+    return (errors * mask).sum() / (mask.sum() * errors.shape[1])

@@ -27,7 +27,7 @@ from codemae.models.conditioning import ConditionedTokens, ContrastiveProjector,
 from codemae.models.decoder import Decoder, DecoderEmbed
 from codemae.models.distillation_head import DistillationHead
 from codemae.models.factory import EncoderConfig, build_encoder
-from codemae.models.hivit import Features
+from codemae.models.hivit import Features, HiViT
 from codemae.models.masking import Masking, gather_tokens, random_masking
 from codemae.models.teacher import TeacherConfig, build_teacher
 from codemae.models.vault import VaultTeacher
@@ -181,7 +181,10 @@ class CoDeMAE(Method):
     def __init__(self, config: CoDeMAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = build_encoder(config.encoder)
+        encoder = build_encoder(config.encoder)
+        if not isinstance(encoder, HiViT):
+            raise ValueError(f"method.encoder.arch {encoder.arch}: CoDe-MAE masks a HiViT; name one")
+        self.encoder = encoder
         dim, patch = self.encoder.embed_dim, self.encoder.patch_size
         grid = self.encoder.grid
         self.views = Views(

@@ -1,71 +1,51 @@
 """Encoders by name, and the one call that loads any of them."""
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from codemae import checkpoint
-from codemae.models.embeddings import ChannelRule, adapt_channels, resize_pos_embed
-from codemae.models.hivit import HiViT
-from codemae.models.itpn import ITPN
-from codemae.registry import Registry
+from codemae.models.embeddings import ChannelRule
+from codemae.models.encoder import ENCODERS, Encoder
 
-ENCODERS: Registry[Callable[..., HiViT]] = Registry("encoder")
-
-
-def _hivit(arch: str, pyramid: bool, fpn_dim: int, **kwargs: Any) -> HiViT:
-    return ITPN(arch=arch, fpn_dim=fpn_dim, **kwargs) if pyramid else HiViT(arch=arch, **kwargs)
-
-
-@ENCODERS.register
-def hivit_tiny(pyramid: bool = True, **kwargs: Any) -> HiViT:
-    """Ours, for two CPU cores: width 192, 1 + 1 + 4 blocks, 3 heads; no published counterpart."""
-    return _hivit("hivit_tiny", pyramid, 96, embed_dim=192, depths=(1, 1, 4), num_heads=3, **kwargs)
+for _module in [
+    "hivit_archs",
+    "resnet",
+    "vit",
+    "fusion_vit",
+    "swin",
+]:
+    importlib.import_module(f"codemae.models.{_module}")
 
 
-@ENCODERS.register
-def hivit_small(pyramid: bool = True, **kwargs: Any) -> HiViT:
-    """HiViT-S: width 384, 4 + 4 + 20 blocks, 6 heads; its paper counts two MLP blocks of the stem as one."""
-    return _hivit("hivit_small", pyramid, 256, embed_dim=384, depths=(4, 4, 20), num_heads=6, **kwargs)
-
-
-@ENCODERS.register
-def hivit_base(pyramid: bool = True, **kwargs: Any) -> HiViT:
-    """HiViT-B as iTPN and CoDe-MAE use it: width 512, 3 + 3 + 24 blocks, 8 heads; 77.9 M parameters."""
-    return _hivit("hivit_base", pyramid, 256, embed_dim=512, depths=(3, 3, 24), num_heads=8, **kwargs)
-
-
-@ENCODERS.register
-def hivit_base20(pyramid: bool = True, **kwargs: Any) -> HiViT:
-    """HiViT-B as its authors and SARATR-X release it: width 512, 4 + 4 + 20 blocks, 8 heads."""
-    return _hivit("hivit_base20", pyramid, 256, embed_dim=512, depths=(4, 4, 20), num_heads=8, **kwargs)
-
-
-@ENCODERS.register
-def hivit_large(pyramid: bool = True, **kwargs: Any) -> HiViT:
-    """HiViT-L: width 768, 2 + 2 + 40 blocks, 12 heads."""
-    return _hivit("hivit_large", pyramid, 256, embed_dim=768, depths=(2, 2, 40), num_heads=12, **kwargs)
-
-
-def create_encoder(name: str, **kwargs: Any) -> HiViT:
+def create_encoder(name: str, **kwargs: Any) -> Encoder:
     """Builds a registered encoder with fresh weights.
 
     Args:
         name: One of ``ENCODERS.names()``.
-        **kwargs: ``img_size``, ``channels``, ``pyramid``, ``drop_path``, ``checkpoint_activations``.
+        **kwargs: ``img_size``, ``channels``, ``drop_path``, ``checkpoint_activations``, ``pyramid`` and
+            whatever else this encoder takes.
 
     Raises:
         KeyError: Unknown name; the message names the nearest.
     """
     encoder = ENCODERS.get(name)(**kwargs)
-    structural = ("img_size", "channels", "pyramid", "fpn_depth", "center")
-    encoder.arch_kwargs = {key: kwargs[key] for key in structural if key in kwargs}
+    encoder.arch = name
+    passing = ("drop_path", "checkpoint_activations")
+    encoder.arch_kwargs = {key: value for key, value in kwargs.items() if key not in passing}
     return encoder
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether the encoder of this name can be built with this keyword argument."""
+    parameters = inspect.signature(ENCODERS.get(name)).parameters
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 @dataclass(kw_only=True)
@@ -86,15 +66,24 @@ class EncoderConfig:
     init: str = ""
 
 
-def build_encoder(config: EncoderConfig) -> HiViT:
-    """Builds an encoder for pretraining, from fresh weights or from those of ``config.init``."""
-    fields = {key: value for key, value in vars(config).items() if key not in ("arch", "init")}
-    encoder = create_encoder(config.arch, **fields)
-    if config.init:
-        from codemae.weights import read_encoder_state
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """Builds an encoder for pretraining, from fresh weights or from those of ``config.init``.
 
-        state = read_encoder_state(config.init, pyramid=config.pyramid)
-        checkpoint.load_strictly(encoder, fit_state(state, encoder))
+    Raises:
+        ValueError: A field is set that this encoder has no use for.
+    """
+    options = {}
+    for entry in fields(config):
+        key, value = entry.name, getattr(config, entry.name)
+        if key in ("arch", "init"):
+            continue
+        if takes(config.arch, key):
+            options[key] = value
+        elif value != (entry.default if entry.default_factory is MISSING else entry.default_factory()):
+            raise ValueError(f"method.encoder.{key} means nothing to {config.arch}; leave it out")
+    encoder = create_encoder(config.arch, **options)
+    if config.init:
+        checkpoint.load_strictly(encoder, encoder.fit_state(encoder.read_initial(config.init)))
     return encoder
 
 
@@ -122,7 +111,7 @@ def load_encoder(
         **kwargs: Passed to the encoder (``drop_path``, ``checkpoint_activations``).
 
     Returns:
-        An encoder with the interface of ``HiViT``; ``.inputs`` holds the file's input contract, if any.
+        An encoder with the interface of ``Encoder``; ``.inputs`` holds the file's input contract, if any.
 
     Raises:
         FileNotFoundError: No such file, and no such name.
@@ -150,22 +139,10 @@ def load_encoder(
     if channels:
         arch_kwargs["channels"] = {**arch_kwargs.get("channels", {"optical": 3, "sar": 3}), **channels}
     encoder = create_encoder(metadata.arch, **arch_kwargs, **kwargs)
-    checkpoint.load_strictly(encoder, fit_state(state, encoder, channel_rule))
+    checkpoint.load_strictly(encoder, encoder.fit_state(state, channel_rule))
     encoder.inputs = metadata.inputs
     encoder.metadata = metadata
     return encoder.eval()
-
-
-def fit_state(state: Mapping[str, Tensor], encoder: HiViT, rule: ChannelRule = "cycle") -> dict[str, Tensor]:
-    """Fits positions to the encoder's grid and patch embeddings to its channels; all else is untouched."""
-    fitted = dict(state)
-    if (key := "absolute_pos_embed") in fitted and fitted[key].shape != encoder.absolute_pos_embed.shape:
-        fitted[key] = resize_pos_embed(fitted[key], encoder.grid)
-    for key, value in state.items():
-        found = re.fullmatch(r"patch_embed\.(\w+)\.proj\.weight", key)
-        if found and found[1] in encoder.channels:
-            fitted[key] = adapt_channels(value, encoder.channels[found[1]], rule)
-    return fitted
 
 
 def _random_encoder(

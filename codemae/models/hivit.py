@@ -1,5 +1,6 @@
 """HiViT: a hierarchical vision transformer whose patches can be dropped before the first layer."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,16 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from codemae.checkpoint import EncoderMetadata, InputSpec
-from codemae.models.embeddings import PatchEmbed, resize_pos_embed, sincos_positions
+from codemae.models.embeddings import (
+    INNER,
+    ChannelRule,
+    PatchEmbed,
+    adapt_channels,
+    resize_pos_embed,
+    sincos_positions,
+)
+from codemae.models.encoder import Encoder
+from codemae.models.filling import resize_mask
 from codemae.models.layers import Block, LayerNorm, init_linear_xavier
 from codemae.models.masking import gather_tokens
 
@@ -47,7 +56,7 @@ class PatchMerge(nn.Module):
         return self.reduction(self.norm(rearrange(x, "b m (p i) (q j) d -> b m p q (j i d)", i=2, j=2)))
 
 
-class HiViT(nn.Module):
+class HiViT(Encoder):
     """Encoder shared by all modalities, each with a patch embedding of its own.
 
     A 16-px patch is embedded as 4 x 4 cells; MLP blocks at strides 4 and 8 with a merge after each make one
@@ -74,9 +83,6 @@ class HiViT(nn.Module):
     """
 
     patch_size = 16
-    arch_kwargs: dict[str, Any]
-    inputs: dict[str, InputSpec]
-    metadata: EncoderMetadata
 
     def __init__(
         self,
@@ -128,17 +134,16 @@ class HiViT(nn.Module):
         self.blocks.apply(init_linear_xavier)
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities this encoder has a patch embedding for."""
-        return tuple(self.channels)
-
-    @property
     def pyramid_dims(self) -> tuple[int, int, int, int]:
         """Channels of the four maps of ``pyramid``."""
         return (self.embed_dim // 4, self.embed_dim // 2, self.embed_dim, self.embed_dim)
 
     def encode(
-        self, images: Mapping[str, Tensor], ids_keep: Tensor | None = None, taps: Sequence[int] = ()
+        self,
+        images: Mapping[str, Tensor],
+        ids_keep: Tensor | None = None,
+        taps: Sequence[int] = (),
+        added: Tensor | None = None,
     ) -> Features:
         """Runs the trunk once over the images of all given modalities, stacked in the mapping's order.
 
@@ -147,6 +152,7 @@ class HiViT(nn.Module):
             ids_keep: Patches to keep: (B, M), the same for all modalities, or (len(images) * B, M), each its
                 own in the stacked order; None keeps all.
             taps: Attention blocks whose output is wanted beside the last one's.
+            added: To add to the embedded patches: (len(images) * B, M, 4, 4, D/4).
 
         Returns:
             Features whose first dimension is len(images) * B.
@@ -161,6 +167,8 @@ class HiViT(nn.Module):
         x = torch.cat(
             [self._embed(name, image, ids) for (name, image), ids in zip(images.items(), kept, strict=True)]
         )
+        if added is not None:
+            x = x + added.to(x.dtype)
         height, width = next(iter(images.values())).shape[-2:]
         positions = resize_pos_embed(
             self.absolute_pos_embed, (height // self.patch_size, width // self.patch_size), self.grid
@@ -177,17 +185,23 @@ class HiViT(nn.Module):
         x = x[:, :, 0, 0] + positions
         tapped = {}
         for index, block in enumerate(attention):
-            if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = self.attend(block, x, len(images))
             if index in taps:
                 tapped[index] = x
         return Features(levels[0], levels[1], x, tapped)
 
+    def attend(self, block: nn.Module, tokens: Tensor, views: int) -> Tensor:
+        """One attention block; each of the ``views`` modalities in the stack by itself."""
+        return self.run_block(block, tokens)
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """The block's output, recomputed in the backward pass where that is asked for."""
+        if self.checkpoint_activations and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
     def _embed(self, modality: str, images: Tensor, ids_keep: Tensor | None) -> Tensor:
-        if modality not in self.patch_embed:
-            raise KeyError(f"this encoder knows {', '.join(self.modalities)}, not {modality!r}")
+        self.check_modality(modality)
         if modality in self.center:
             images = images - images.mean(dim=(2, 3), keepdim=True)
         return self.patch_embed[modality](images, ids_keep)
@@ -203,6 +217,26 @@ class HiViT(nn.Module):
     def pooled(self, images: Tensor, modality: str) -> Tensor:
         """Mean over the tokens: (B, C, H, W) -> (B, D)."""
         return self(images, modality).mean(dim=1)
+
+    @property
+    def stem_dim(self) -> int:
+        """Width of what a mask token is added to."""
+        return self.embed_dim // 4
+
+    def encode_filled(
+        self,
+        images: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """The last feature maps of filled images, stacked in the mapping's order; see ``Encoder``."""
+        height, width = next(iter(images.values())).shape[-2:]
+        h, w = height // self.patch_size, width // self.patch_size
+        added = None
+        if mask is not None and mask_token is not None:
+            cells = resize_mask(mask, (h * INNER, w * INNER))
+            added = rearrange(cells, "b 1 (h p) (w q) -> b (h w) p q 1", p=INNER, q=INNER) * mask_token
+        return rearrange(self.encode(images, added=added).tokens, "b (h w) d -> b d h w", h=h)
 
     def level_features(self, features: Features) -> list[Tensor]:
         """Levels at strides 16, 8, 4 for a decoder, still grouped by patch: (B, M, p, p, D_level)."""
@@ -235,3 +269,24 @@ class HiViT(nn.Module):
             else:
                 ids[name] = len(self.blocks) + 1
         return ids
+
+    def read_initial(self, path_or_name: str) -> dict[str, Tensor]:
+        """Weights to start a run from: a file of any layout that ``codemae.weights`` knows, or a name.
+
+        Raises:
+            WeightsError: The file does not fit.
+        """
+        from codemae.weights import read_encoder_state
+
+        return read_encoder_state(path_or_name, pyramid=type(self) is not HiViT)
+
+    def fit_state(self, state: Mapping[str, Tensor], rule: ChannelRule = "cycle") -> dict[str, Tensor]:
+        """Fits positions to the encoder's grid and patch embeddings to its channels."""
+        fitted = dict(state)
+        if (key := "absolute_pos_embed") in fitted and fitted[key].shape != self.absolute_pos_embed.shape:
+            fitted[key] = resize_pos_embed(fitted[key], self.grid)
+        for key, value in state.items():
+            found = re.fullmatch(r"patch_embed\.(\w+)\.proj\.weight", key)
+            if found and found[1] in self.channels:
+                fitted[key] = adapt_channels(value, self.channels[found[1]], rule)
+        return fitted

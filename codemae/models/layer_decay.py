@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 from timm.models import group_parameters
 from torch import nn
 
+from codemae.models.encoder import Encoder
 from codemae.models.hivit import HiViT, PatchMerge
 
 Variant = Literal["official", "hivit", "itpn", "hivit_detection"]
@@ -136,6 +137,10 @@ def layer_table(encoder: HiViT, variant: Variant, decay: float) -> list[LayerSca
 def _scales(encoder: nn.Module, variant: Variant, decay: float) -> dict[str, float]:
     """Factor of every parameter of an encoder."""
     names = [name for name, _ in encoder.named_parameters()]
+    if isinstance(encoder, Encoder) and not isinstance(encoder, HiViT):
+        ids = encoder.layer_ids()
+        factor = _factor("official", decay, 1)
+        return {name: factor ** (max(ids.values()) - number) for name, number in ids.items()}
     if not isinstance(encoder, HiViT):
         return _timm_scales(encoder, names, decay)
     scales = {line.part: line.scale for line in layer_table(encoder, variant, decay)}

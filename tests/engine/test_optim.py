@@ -98,3 +98,16 @@ def test_fused_adamw_gives_the_same_bits_twice():
         return [p.detach().clone() for p in module.parameters()]
 
     assert all(torch.equal(a, b) for a, b in zip(weights(), weights(), strict=True))
+
+
+def test_lars_without_decay_still_adapts_matrices_and_gives_biases_a_rate_of_their_own():
+    module = net()
+    weight, bias = module[0].weight.detach().clone(), module[0].bias.detach().clone()
+    optimizer = build_optimizer(module, OptimConfig(name="lars", weight_decay=0.0, bias_lr_scale=0.024))
+    set_learning_rate(optimizer, 0.2)
+    (module(torch.tensor([[1.0, 2, 3], [0, 1, 5]])) ** 3).sum().backward()
+    gradient, bias_gradient = module[0].weight.grad.clone(), module[0].bias.grad.clone()
+    optimizer.step()
+    trust = 0.001 * weight.norm() / gradient.norm()
+    torch.testing.assert_close(module[0].weight, weight - 0.2 * trust * gradient)
+    torch.testing.assert_close(module[0].bias, bias - 0.0048 * bias_gradient)

@@ -1,0 +1,316 @@
+"""DeCUR and the cross-modal methods of its tables: two encoders trained by what their embeddings share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from codemae.data.batch import Batch
+from codemae.data.index import Index
+from codemae.data.photometric import NUM_DRAWS, PhotometricConfig, photometric
+from codemae.data.views import View, Views
+from codemae.losses.contrastive import nt_xent, symmetric_info_nce
+from codemae.losses.redundancy import cross_correlation, redundancy_loss, vicreg_terms
+from codemae.methods.base import METHODS, Method, Progress
+from codemae.methods.codemae import PAIR, CropConfig
+from codemae.models.encoder import Encoder
+from codemae.models.factory import EncoderConfig, build_encoder, takes
+from codemae.models.projection import projector
+from codemae.models.sync_norm import with_global_batch_norm
+
+Objective = Literal["redundancy", "vicreg", "nt_xent", "info_nce"]
+
+
+def _optical_photometric() -> PhotometricConfig:
+    return PhotometricConfig(brightness=0.4, contrast=0.4, grayscale=0.2, blur=0.5, solarize=0.2)
+
+
+def _sar_photometric() -> PhotometricConfig:
+    return PhotometricConfig(grayscale=0.2, blur=0.5)
+
+
+@dataclass(kw_only=True)
+class AugmentConfig:
+    """What happens to the crops of each modality; each crop draws its own numbers.
+
+    ``shared_crop``: whether the first optical and the first SAR view show the same rectangle; in the paper
+    each view is cropped for itself.
+    """
+
+    optical: PhotometricConfig = field(default_factory=_optical_photometric)
+    sar: PhotometricConfig = field(default_factory=_sar_photometric)
+    shared_crop: bool = False
+
+
+@dataclass(kw_only=True)
+class ProjectorConfig:
+    """The MLP after an encoder: Linear, batch norm and ReLU but for the last Linear; no biases.
+
+    ``dims``: widths after the encoder's; empty takes the loss on the encoder's own embedding. ``shared``: one
+    for both modalities (official, by mistake), which needs encoders of one width.
+    """
+
+    dims: list[int] = field(default_factory=lambda: [8192, 8192, 8192])
+    shared: bool = False
+
+
+@dataclass(kw_only=True)
+class VICRegConfig:
+    """Weights of VICReg's terms, as its paper has them."""
+
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+
+
+@dataclass(kw_only=True)
+class ContrastConfig:
+    """Temperature of the contrastive objectives; ``learn`` trains its logarithm from there, as CLIP does."""
+
+    temperature: float = 0.07
+    learn: bool = False
+
+
+@dataclass(kw_only=True)
+class DeCURConfig:
+    """Everything the method reads; the defaults are the paper's for SAR and optical images.
+
+    ``encoder``: both encoders' settings; each gets its own modality's ``channels``, and no pyramid, which
+    nothing here would train. A digital elevation model or an HHA-coded depth image takes the place of SAR.
+    ``objective``: what compares the modalities; ``redundancy`` is DeCUR, and Barlow Twins with ``common`` 1
+    and no ``intra``; ``vicreg``, ``nt_xent`` (SimCLR-cross) and ``info_nce`` (CLIP) are the other rows.
+    ``intra``: whether two views of one modality are compared, by their correlation; without, a modality has
+    one view. ``common``: share of the dimensions that both modalities have in common, the first ones (0.875
+    SAR and optical, 0.75 elevation and depth). ``off_diagonal``: lambda of all correlation losses.
+    ``reduction``: the loss is the ``sum`` of its four terms (paper), or, ``official``, (intra_optical +
+    intra_sar + (common + unique) / 2) / 3. ``gather_gradient``: gradients through sums over ranks
+    (official: none).
+    ``share_attention``: both encoders use the same deformable attention (official, by mistake).
+    ``sync_batch_norm``: batch norms see the samples of all ranks.
+    """
+
+    name: str = "decur"
+    encoder: EncoderConfig = field(
+        default_factory=lambda: EncoderConfig(arch="resnet50_rda", channels={"optical": 13, "sar": 2})
+    )
+    crop: CropConfig = field(default_factory=lambda: CropConfig(vertical_flip=0.5))
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    objective: Objective = "redundancy"
+    intra: bool = True
+    common: float = 0.875
+    off_diagonal: float = 0.0051
+    reduction: Literal["sum", "official"] = "sum"
+    gather_gradient: bool = True
+    vicreg: VICRegConfig = field(default_factory=VICRegConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    share_attention: bool = False
+    sync_batch_norm: bool = True
+
+
+@METHODS.register("decur")
+class DeCUR(Method):
+    """Decoupling Common and Unique Representations.
+
+    Data flow, for each modality m with its own encoder and projector:
+
+        m_1, m_2 -- crop, flip, photometric --> encoder --> mean over tokens --> projector --> Z'_m, Z''_m
+        C(Z'_m, Z''_m)             --> identity     (intra_optical, intra_sar)
+        C(Z'_o, Z'_s) common dims  --> identity     (common)
+        C(Z'_o, Z'_s) unique dims  --> zero         (unique)
+
+    The other objectives return ``vicreg`` or ``contrast`` instead of the last two. On unpaired batches only
+    the intra-modal terms are computed. Reads the keys of ``DeCURConfig``; writes an encoder file a modality.
+
+    Differs from the authors' code, where fields do not say so: correlations are divided by the real number of
+    samples, there by four times the batch of a process; LARS is used where a config names it, there AdamW
+    always; views are two crops of one image, there of two seasons' images, which our index does not have;
+    no class token in ViT; the deformable attention of each modality is trained.
+
+    Reference: Wang et al., "Decoupling Common and Unique Representations for Multimodal Self-supervised
+        Learning", ECCV 2024, arXiv:2309.05300.
+    """
+
+    Config = DeCURConfig
+
+    def __init__(self, config: DeCURConfig) -> None:
+        super().__init__()
+        self.config = config
+        if not 0 <= config.common <= 1:
+            raise ValueError(f"method.common is a share of the dimensions, 0 to 1, got {config.common}")
+        if config.intra and config.objective != "redundancy":
+            raise ValueError(
+                f"method.objective {config.objective} compares modalities only; set method.intra=false"
+            )
+        self.views = _views(config)
+        self.backbones = nn.ModuleDict({name: self._encoder(name) for name in PAIR})
+        if config.share_attention:
+            _share_attention(self.backbones)
+        self.projectors = nn.ModuleDict(self._projectors())
+        if config.contrast.learn:
+            self.log_temperature = nn.Parameter(torch.tensor(config.contrast.temperature).log())
+        if config.sync_batch_norm:
+            with_global_batch_norm(self)
+
+    def _encoder(self, name: str) -> Encoder:
+        wanted = self.config.encoder
+        if name not in wanted.channels:
+            raise ValueError(f"method.encoder.channels names no {name}: it needs {' and '.join(PAIR)}")
+        config = replace(
+            wanted,
+            channels={name: wanted.channels[name]},
+            center=[other for other in wanted.center if other == name],
+        )
+        if takes(wanted.arch, "pyramid"):
+            config.pyramid = False
+        return build_encoder(config)
+
+    def _projectors(self) -> dict[str, nn.Module]:
+        config = self.config.projector
+
+        def build() -> nn.Module:
+            if not config.dims:
+                return nn.Identity()
+            return projector([self.encoder("optical").embed_dim, *config.dims], batch_norm=True, bias=False)
+
+        if config.shared:
+            return dict.fromkeys(PAIR, build())
+        return {name: build() for name in PAIR}
+
+    def encoder(self, name: str) -> Encoder:
+        """The encoder of a modality."""
+        encoder = self.backbones[name]
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """``encoder_optical`` and ``encoder_sar``."""
+        return {f"encoder_{name}": self.encoder(name) for name in PAIR}
+
+    def check_index(self, index: Index) -> None:
+        """Refuses an index without pairs, or with images of other channels than the encoders take."""
+        if not len(index.paired_rows):
+            raise ValueError(
+                "this index has no pairs, and DeCUR learns from what two modalities of one place share; "
+                "make one with `python datasets/prepare.py pairs`"
+            )
+        for name in PAIR:
+            wanted = self.config.encoder.channels[name]
+            for source in index.source_counts(name):
+                given = index.stats(source, name).channels
+                if given not in (1, wanted):
+                    raise ValueError(
+                        f"{name} images of {source!r} have {given} channels, the encoder takes {wanted}; "
+                        f"set --method.encoder.channels.{name} {given}"
+                    )
+
+    def training_losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Terms ``intra_optical``, ``intra_sar`` and, for paired batches, ``common``, ``unique`` or others.
+
+        Raises:
+            ValueError: The batch is unpaired and there are no intra-modal terms.
+        """
+        if not batch.paired and not self.config.intra:
+            raise ValueError(
+                f"an unpaired batch says nothing to {self.config.objective} across modalities; "
+                "set --data.samples paired"
+            )
+        embedded = {name: self.embed(batch, name) for name in self.views}
+        losses: dict[str, Tensor] = {}
+        if self.config.intra:
+            for name in PAIR:
+                correlation = self._correlation(embedded[f"{name}_1"], embedded[f"{name}_2"])
+                losses[f"intra_{name}"] = redundancy_loss(correlation, self.config.off_diagonal)
+        if batch.paired:
+            losses |= self._across(embedded["optical_1"], embedded["sar_1"])
+        if self.config.reduction == "official":
+            losses = {
+                name: loss / (6 if name in ("common", "unique") else 3) for name, loss in losses.items()
+            }
+        return losses
+
+    def _across(self, optical: Tensor, sar: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        if config.objective == "vicreg":
+            terms = vicreg_terms(optical, sar)
+            weights = config.vicreg
+            return {
+                "vicreg": weights.invariance * terms.invariance
+                + weights.variance * terms.variance
+                + weights.covariance * terms.covariance
+            }
+        if config.objective in ("nt_xent", "info_nce"):
+            contrast = nt_xent if config.objective == "nt_xent" else symmetric_info_nce
+            return {
+                "contrast": contrast(
+                    optical, sar, self._temperature(), gather_gradient=config.gather_gradient
+                )
+            }
+        correlation = self._correlation(optical, sar)
+        shared = round(config.common * len(correlation))
+        terms_by_name = {}
+        if shared:
+            terms_by_name["common"] = redundancy_loss(correlation[:shared, :shared], config.off_diagonal)
+        if shared < len(correlation):
+            unique = correlation[shared:, shared:]
+            terms_by_name["unique"] = redundancy_loss(unique, config.off_diagonal, target=0.0)
+        return terms_by_name
+
+    def _correlation(self, first: Tensor, second: Tensor) -> Tensor:
+        return cross_correlation(first, second, gather_gradient=self.config.gather_gradient)
+
+    def _temperature(self) -> float | Tensor:
+        # CLIP keeps the factor on the similarities at or below 100.
+        learned = self.config.contrast.learn
+        return self.log_temperature.exp().clamp(min=0.01) if learned else self.config.contrast.temperature
+
+    def augmented(self, batch: Batch, view: str) -> Tensor:
+        """A view after its photometric changes, standardised: (B, C, H, W); missing pixels are 0."""
+        modality = batch.modalities[view]
+        mean, std = (values[modality][:, :, None, None] for values in (batch.mean, batch.std))
+        images = batch.images[view]
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        else:
+            images = torch.where(images.isfinite(), images, mean)
+        place = list(self.views).index(view) * NUM_DRAWS
+        draws = batch.mask_noise[:, place : place + NUM_DRAWS]
+        images = photometric(images, draws, getattr(self.config.augment, modality))
+        return (images - mean) / std
+
+    def embed(self, batch: Batch, view: str) -> Tensor:
+        """Projected embeddings of an augmented view: (B, K)."""
+        modality = batch.modalities[view]
+        return self.projectors[modality](self.encoder(modality).pooled(self.augmented(batch, view), modality))
+
+    def probe_features(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings of the encoders, of views without photometric changes."""
+        return {name: self.encoder(name).pooled(batch.normalised(f"{name}_1"), name) for name in PAIR}
+
+
+def _views(config: DeCURConfig) -> Views:
+    numbers = (1, 2) if config.intra else (1,)
+    views = {}
+    for modality in PAIR:
+        for number in numbers:
+            name = f"{modality}_{number}"
+            shared = config.augment.shared_crop and number == 1
+            views[name] = View(
+                modality=modality,
+                size=config.encoder.img_size,
+                crop_group="pair" if shared else name,
+                **vars(config.crop),
+            )
+    # The mask noise of a method that masks nothing serves the photometric changes: it belongs to the sample.
+    return Views(views, num_patches=NUM_DRAWS * len(views))
+
+
+def _share_attention(backbones: nn.ModuleDict) -> None:
+    """Makes the second encoder use the first one's deformable attention."""
+    first, second = (backbones[name] for name in PAIR)
+    attention: Any = getattr(first, "attention", None)
+    if not attention:
+        raise ValueError("method.share_attention: these encoders have no deformable attention")
+    second.attention = attention

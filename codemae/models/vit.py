@@ -1,0 +1,131 @@
+"""A plain vision transformer behind the encoder interface."""
+
+import re
+from collections.abc import Mapping
+
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from codemae.models.embeddings import ChannelRule, adapt_channels, resize_pos_embed
+from codemae.models.encoder import ENCODERS, Encoder
+from codemae.models.timm_features import as_channels
+
+
+class ViT(Encoder):
+    """timm's vision transformer; modalities share all of it but the patch embedding.
+
+    No class token: an image's embedding is the mean of its tokens, as of all encoders here. Positions are
+    learned and interpolated for other image sizes.
+
+    Args:
+        img_size: Side of the square image whose grid the positions are learned for.
+        channels: Input channels of each modality.
+        embed_dim: Width D.
+        depth: Blocks.
+        num_heads: Attention heads.
+        drop_path: Largest stochastic depth rate; it grows linearly with depth.
+        checkpoint_activations: Recompute blocks in the backward pass to save memory.
+
+    Reference: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
+    """
+
+    patch_size = 16
+
+    def __init__(
+        self,
+        *,
+        img_size: int = 224,
+        channels: Mapping[str, int] | None = None,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        drop_path: float = 0.0,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        if img_size % self.patch_size:
+            raise ValueError(f"img_size {img_size} is not a multiple of {self.patch_size}")
+        self.img_size = img_size
+        self.embed_dim = embed_dim
+        self.channels = dict(channels or {"optical": 3, "sar": 3})
+        self.checkpoint_activations = checkpoint_activations
+        self.grid = (img_size // self.patch_size, img_size // self.patch_size)
+        self.trunk = VisionTransformer(
+            img_size=img_size,
+            patch_size=self.patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            num_classes=0,
+            global_pool="avg",
+            class_token=False,
+            fc_norm=False,
+            drop_path_rate=drop_path,
+        )
+        self.trunk.patch_embed = nn.Identity()
+        self.patch_embed = nn.ModuleDict(
+            {
+                name: PatchEmbed(None, self.patch_size, count, embed_dim, strict_img_size=False)
+                for name, count in self.channels.items()
+            }
+        )
+
+    def forward(self, images: Tensor, modality: str) -> Tensor:
+        """All tokens of the images: (B, C, H, W) -> (B, N, D)."""
+        self.check_modality(modality)
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"image of {height} x {width} px: both sides must be multiples of {self.patch_size}; "
+                "pad or resize it"
+            )
+        grid = (height // self.patch_size, width // self.patch_size)
+        x = self.patch_embed[modality](as_channels(images, self.channels[modality]))
+        assert isinstance(self.trunk.pos_embed, Tensor)
+        x = x + resize_pos_embed(self.trunk.pos_embed, grid, self.grid)
+        for block in self.trunk.blocks:
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.trunk.norm(x)
+
+    def layer_ids(self) -> dict[str, int]:
+        """Patch embeddings and positions 0, then a number a block, then the last norm."""
+        ids = {}
+        for name, _ in self.named_parameters():
+            found = re.match(r"trunk\.blocks\.(\d+)\.", name)
+            if found:
+                ids[name] = int(found[1]) + 1
+            else:
+                ids[name] = len(self.trunk.blocks) + 1 if name.startswith("trunk.norm") else 0
+        return ids
+
+    def fit_state(self, state: Mapping[str, Tensor], rule: ChannelRule = "cycle") -> dict[str, Tensor]:
+        """Fits positions to the encoder's grid and patch embeddings to its channels."""
+        fitted = dict(state)
+        if (key := "trunk.pos_embed") in fitted and fitted[key].shape[1] != self.grid[0] * self.grid[1]:
+            fitted[key] = resize_pos_embed(fitted[key], self.grid)
+        for name, count in self.channels.items():
+            if (key := f"patch_embed.{name}.proj.weight") in fitted:
+                fitted[key] = adapt_channels(fitted[key], count, rule)
+        return fitted
+
+
+@ENCODERS.register
+def vit_small(
+    *,
+    img_size: int = 224,
+    channels: Mapping[str, int] | None = None,
+    drop_path: float = 0.0,
+    checkpoint_activations: bool = False,
+) -> ViT:
+    """ViT-S/16: width 384, 12 blocks, 6 heads, no class token."""
+    return ViT(
+        img_size=img_size,
+        channels=channels,
+        drop_path=drop_path,
+        checkpoint_activations=checkpoint_activations,
+    )
