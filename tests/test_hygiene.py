@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TASK_FOLDERS = {"pretrain", "linearprobing", "classification", "detection", "segmentation", "bright"}
 SOURCES = sorted(
     path
-    for folder in ("codemae", "pretrain", "linearprobing", "datasets", "benchmarks")
+    for folder in ("codemae", "datasets", "benchmarks", *sorted(TASK_FOLDERS))
     for path in (ROOT / folder).rglob("*.py")
 )
-TASK_FOLDERS = {"pretrain", "linearprobing", "classification", "detection", "segmentation", "bright"}
 FLOORS = [
     {"modality", "registry", "config", "distributed", "checkpoint"},
     {"losses", "models", "data", "weights", "downloads"},

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# BRIGHT / DFC25-T2 as CoDe-MAE's code runs it: CE + 2 CE + Lovasz + 0.5 Lovasz, 15,000 steps of 8 pairs, best of every 250 on val.
+# Usage:    bash bright/scripts/official.sh ENCODER INDEX_DIR [OUTPUT_DIR] [--key value ...]
+# Hardware: one GPU of 24 GB
+# Hours:    about 5 h on one GPU (estimated; the evaluations take most of it)
+# Paper:    43.75 mIoU (CoDe-MAE; which list it is of is not stated)
+# Ours:     not yet run
+set -euo pipefail
+if [ $# -lt 2 ]; then sed -n '2,7s/^# //p' "$0" >&2; exit 2; fi
+encoder=$1 index=$2
+output=${3:-runs/bright_official}
+shift $(( $# < 3 ? $# : 3 ))
+cd "$(dirname "$0")/../.."
+exec "${PYTHON:-python}" bright/main.py train --config bright/configs/official.yaml \
+  --encoder "$encoder" --data.index "$index" --output_dir "$output" "$@"

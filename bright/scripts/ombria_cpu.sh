@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# A stand-in for BRIGHT on two CPU cores: floods of OMBRIA, optical before, SAR after, flood mask as the damage class.
+# Usage:    bash bright/scripts/ombria_cpu.sh ENCODER INDEX_DIR [OUTPUT_DIR] [--key value ...]
+# Hardware: 2 CPU cores
+# Hours:    about 10 min on one quiet core
+# Paper:    none; not BRIGHT
+# Ours:     see README
+set -euo pipefail
+if [ $# -lt 2 ]; then sed -n '2,7s/^# //p' "$0" >&2; exit 2; fi
+encoder=$1 index=$2
+output=${3:-runs/bright_ombria_cpu}
+shift $(( $# < 3 ? $# : 3 ))
+cd "$(dirname "$0")/../.."
+exec "${PYTHON:-python}" bright/main.py train --config bright/configs/ombria_cpu.yaml \
+  --encoder "$encoder" --data.index "$index" --output_dir "$output" "$@"

@@ -1,0 +1,1 @@
+"""Any encoder or head over scenes that do not fit in memory."""
