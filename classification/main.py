@@ -3,10 +3,13 @@
 import copy
 import dataclasses
 import json
+import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +20,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from codemae.checkpoint import WeightsError
-from codemae.config import load_config, save_config
+from codemae.checkpoint import CheckpointError, load_strictly
+from codemae.config import load_config, save_config, to_dict
 from codemae.data.augmentation import (
     AugmentationConfig,
     AugmentationError,
     ClassificationImages,
     ShuffledBatches,
 )
-from codemae.data.images import ImageError, PathError
-from codemae.data.index import Index, IndexFileError, open_index
-from codemae.data.statistics import StatisticsError
+from codemae.data.index import Index, open_index
+from codemae.distributed import gather_objects, is_main, process_group, rank, world_size
+from codemae.engine.interruption import Interrupted
 from codemae.engine.supervised import (
+    Checkpoints,
     SupervisedError,
     SupervisedSettings,
     SupervisedStep,
     train_supervised,
 )
-from codemae.evaluation.card import CARD_NAME, Card, joint_hash, sample_std
-from codemae.evaluation.carving import CarvingError
+from codemae.evaluation.card import CARD_NAME, Card, joint_hash, sample_std, write_atomically
 from codemae.evaluation.class_metrics import class_metrics
-from codemae.evaluation.features import file_hash, rows_hash, weights_hash
-from codemae.evaluation.few_shot import FewShotError
+from codemae.evaluation.features import encoder_hash, rows_hash
 from codemae.evaluation.metrics import metric_of, score
 from codemae.evaluation.protocol import (
+    USER_ERRORS,
     EvaluationConfig,
     ProtocolError,
     check_labels,
-    check_modalities,
     count_classes,
     device_of,
     labelled_rows,
+    load_named,
     own_inputs,
     usable_rows,
 )
 from codemae.models.classifier import Classifier, Head
-from codemae.models.factory import load_encoder
 from codemae.models.layer_decay import LayerDecayError, Variant, parameter_groups
 
-USER_ERRORS = (
-    IndexFileError,
-    StatisticsError,
-    PathError,
-    ImageError,
-    WeightsError,
-    FewShotError,
-    CarvingError,
-    AugmentationError,
-    LayerDecayError,
-    SupervisedError,
-    ProtocolError,
-)
+SEEDS = "seeds"
+"""Folder of the checkpoints of a run that is under way."""
 
 
 class ClassificationError(ValueError):
@@ -124,9 +115,11 @@ class ClassifyConfig(EvaluationConfig):
         protocol: ``clean`` opens the test split when all is trained, ``paper`` reports the last epoch,
             ``official`` the best evaluated epoch on the test split.
         select: Under ``clean``: ``val`` reports the epoch best on validation images, ``last`` the last and
-            needs none.
+            needs none; ``auto`` is ``last`` with shots, where images to validate on would be labels beyond
+            them, else ``val``.
         val_fraction: Share of each class carved off for validation; with shots as many more of each instead.
         evaluate_every: Epochs between evaluations on the split that selects.
+        save_every: Epochs between checkpoints, besides those at the end of a seed and when a signal comes.
         head: Of the classifier; ``batch_norm`` is that of the SAR target benchmarks.
         drop_path: Largest stochastic depth rate of the encoder; without effect on timm models.
         layer_decay: Of the learning rate.
@@ -142,6 +135,7 @@ class ClassifyConfig(EvaluationConfig):
     data: DataConfig
     seeds: int = 1
     evaluate_every: int = 5
+    save_every: int = 10
     head: Head = "norm"
     drop_path: float = 0.1
     layer_decay: LayerDecayConfig = field(default_factory=LayerDecayConfig)
@@ -150,8 +144,9 @@ class ClassifyConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.evaluate_every < 1:
-            raise ValueError(f"evaluate_every is {self.evaluate_every}; it must be at least 1")
+        for name in ("evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,44 +170,85 @@ class Split:
 
 @dataclass
 class Chosen:
-    """The classifier of one seed that is reported.
+    """The classifier of one seed that is reported, and how its training went; part of its checkpoint.
 
     Attributes:
         state: Its weights.
         epoch: Epochs done.
         figure: On the split that selected it; none where none did.
         last: The last epoch's figure on that split.
+        losses: Of the steps of the epoch under way.
+        lines: Of ``metrics.jsonl``.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
     figure: float = float("-inf")
     last: float = float("-inf")
+    losses: list[float] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all fields."""
+        return vars(self) | {"losses": list(self.losses), "lines": list(self.lines)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes all fields."""
+        vars(self).update(state)
 
 
 def main(argv: Sequence[str] | None = None) -> Card:
-    """Fine-tunes an encoder once a seed, writes the card and prints the figure."""
+    """Fine-tunes an encoder once a seed, writes the card and prints the figure.
+
+    Ends with code 2 after a mistake of the user, 1 where a checkpoint could not be written, 143 and 130 after
+    SIGTERM and Ctrl-C: the same command then goes on.
+    """
     config = load_config(ClassifyConfig, argv, description=__doc__ or "")
     try:
-        card = Classification(config).run()
-    except (*USER_ERRORS, ClassificationError) as error:
+        device = device_of(config)
+    except ProtocolError as error:
+        raise SystemExit(_explain(error, 2)) from error
+    with process_group(device):
+        outcome = _outcome(config, device)
+    if isinstance(outcome, int):
+        raise SystemExit(outcome)
+    return outcome
+
+
+def _outcome(config: ClassifyConfig, device: torch.device) -> Card | int:
+    """The card, or an exit code; whatever holds a process group is gone by then."""
+    try:
+        card = Classification(config, device).run()
+        if is_main():
+            print(card.sentence())
+        return card
+    except (*USER_ERRORS, ClassificationError, AugmentationError, LayerDecayError, SupervisedError) as error:
+        return _explain(error, 2)
+    except CheckpointError as error:
+        return _explain(error, 1)
+    except Interrupted as stop:
+        if is_main():
+            print(f"{stop}; saved. The same command goes on.", file=sys.stderr)
+        return stop.exit_code
+
+
+def _explain(error: Exception, code: int) -> int:
+    if is_main():
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    print(card.sentence())
-    return card
+    return code
 
 
 class Classification:
     """One run: all seeds of one encoder on one dataset."""
 
-    def __init__(self, config: ClassifyConfig) -> None:
+    def __init__(self, config: ClassifyConfig, device: torch.device) -> None:
         self.config = config
         if config.data.train_split == config.data.test_split:
             raise ClassificationError(
                 f"--data.train_split and --data.test_split are both {config.data.test_split!r}"
             )
         self.folder = Path(config.output_dir)
-        self.device = device_of(config)
+        self.device = device
         self.train = open_split(config, config.data.train_split)
         self.num_classes = count_classes(self.train.index, self.train.labels)
         self._check(self.train)
@@ -220,30 +256,34 @@ class Classification:
         self.size = config.size or self.encoder.img_size
         self.inputs = own_inputs(config, self.encoder)
         self.test: Split | None = None
+        self.finished: list[Chosen] = []
 
     def run(self) -> Card:
         """Trains every seed, evaluates each and writes the card."""
         config = self.config
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, self.folder / "config.yaml")
-        (self.folder / "metrics.jsonl").write_text("")
+        if is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_config(config, self.folder / "config.yaml")
         parts = [self._choose_rows(seed) for seed in range(config.seeds)]
         if config.selected_by == "test":
             self._open_test()
-        chosen = [self._train(seed, *part) for seed, part in enumerate(parts)]
+        for seed, part in enumerate(parts):
+            self.finished.append(self._train(seed, *part))
         # Under clean and paper the test split is opened only here, with every seed trained and chosen.
         test = self._open_test()
         model = self._classifier(0)
         values: list[float] = []
         metrics: dict[str, list[float]] = {}
-        for choice in chosen:
-            model.load_state_dict(choice.state)
+        for choice in self.finished:
+            load_strictly(model, choice.state)
             logits = self._logits(model, test)
             values.append(score(logits, test.labels))
             for name, value in class_metrics(logits, test.labels).items():
                 metrics.setdefault(name, []).append(value)
-        card = self._card(test, values, metrics, [choice.last for choice in chosen])
-        card.save(self.folder / CARD_NAME)
+        card = self._card(test, values, metrics, [choice.last for choice in self.finished])
+        if is_main():
+            card.save(self.folder / CARD_NAME)
+            shutil.rmtree(self.folder / SEEDS)
         return card
 
     def _open_test(self) -> Split:
@@ -270,11 +310,13 @@ class Classification:
         self._check(val)
         return train.part(rows), val
 
-    def _classifier(self, seed: int) -> Classifier:
+    def _classifier(self, seed: int) -> nn.Module:
         encoder = copy.deepcopy(self.encoder)
-        model = Classifier(
+        model: nn.Module = Classifier(
             encoder, self.config.modalities, self.num_classes, head=self.config.head, seed=seed
         )
+        if world_size() > 1 and self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return model.to(self.device)
 
     def _train(self, seed: int, train: Split, val: Split | None) -> Chosen:
@@ -282,32 +324,50 @@ class Classification:
         model = self._classifier(seed)
         images = self._images(train, train_mode=True, seed=seed)
         mixing = config.augmentation.mixing(self.num_classes, train.labels.ndim == 2)
-        batch_size = min(optim.batch_size, len(train.rows))
-        if mixing is not None and batch_size % 2:
-            batch_size -= 1
-        if batch_size < 2:
-            raise ClassificationError(f"seed {seed} has {len(train.rows)} training images; 2 are needed")
-        sampler = ShuffledBatches(len(images), batch_size, optim.epochs, seed)
-        accumulation = min(optim.grad_accum_steps, sampler.batches)
+        share = min(optim.batch_size, len(train.rows)) // world_size()
+        if mixing is not None:
+            share -= share % 2
+        if share < 2:
+            raise ClassificationError(
+                f"seed {seed} has {len(train.rows)} training images in batches of {optim.batch_size}; each "
+                f"of {world_size()} processes needs 2 of a batch"
+            )
+        batch_size = share * world_size()
+        accumulation = min(optim.grad_accum_steps, len(train.rows) // batch_size)
         settings = dataclasses.replace(optim, grad_accum_steps=accumulation)
-        steps = sampler.batches // accumulation
-        loader = DataLoader(images, batch_sampler=sampler, num_workers=config.data.num_workers)
+        steps = len(train.rows) // batch_size // accumulation
+        total_steps = optim.total_steps(steps)
+        epochs = math.ceil(total_steps / steps) + 1
         judge = val if val is not None else self.test
-        chosen, losses, since = Chosen(), [], time.perf_counter()
+        chosen, since = Chosen(), time.perf_counter()
 
-        def loss_of(batch: tuple[dict[str, Tensor], Tensor]) -> Tensor:
-            return classification_loss(model, *batch, mixing, config.augmentation.smoothing, self.device)
+        def batches(done: int) -> DataLoader[Any]:
+            sampler = ShuffledBatches(
+                len(images),
+                batch_size,
+                epochs,
+                seed,
+                rank=rank(),
+                world_size=world_size(),
+                start=done * accumulation,
+            )
+            return DataLoader(images, batch_sampler=sampler, num_workers=config.data.num_workers)
+
+        def loss_of(module: nn.Module, batch: tuple[dict[str, Tensor], Tensor]) -> Tensor:
+            return classification_loss(module, *batch, mixing, config.augmentation.smoothing, self.device)
 
         def after_step(report: SupervisedStep) -> None:
             nonlocal since
-            losses.append(report.loss)
+            if report.finite:
+                chosen.losses.append(report.loss)
             epoch, rest = divmod(report.step, steps)
-            if rest:
+            last = report.step == total_steps
+            if rest and not last:
                 return
-            last = epoch == optim.epochs
             line: dict[str, Any] = {"seed": seed, "epoch": epoch, "step": report.step, "lr": report.lr}
-            line |= {"loss": float(np.mean(losses)), "grad_norm": report.grad_norm}
-            losses.clear()
+            mean = float(np.mean(chosen.losses)) if chosen.losses else None
+            line |= {"loss": mean, "grad_norm": report.grad_norm}
+            chosen.losses.clear()
             if judge is not None and (last or epoch % config.evaluate_every == 0):
                 figure = score(self._logits(model, judge), judge.labels)
                 line["test" if judge is self.test else "val"] = figure
@@ -318,27 +378,51 @@ class Classification:
                 chosen.epoch, chosen.state = epoch, host_state(model)
             line["seconds"] = round(time.perf_counter() - since, 2)
             since = time.perf_counter()
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            chosen.lines.append(line)
+            self._write_metrics(chosen)
 
         train_supervised(
             model,
             parameter_groups(
                 model, "encoder", config.layer_decay.variant, config.layer_decay.decay, optim.weight_decay
             ),
-            loader,
+            batches,
             loss_of,
             settings,
-            total_steps=steps * optim.epochs,
-            warmup_steps=round(steps * optim.warmup_epochs),
+            total_steps=total_steps,
+            warmup_steps=optim.warmup(steps),
             peak=optim.peak(optim.batch_size * optim.grad_accum_steps),
             device=self.device,
             seed=seed,
             after_step=after_step,
+            checkpoints=Checkpoints(
+                folder=self.folder / SEEDS / str(seed),
+                every=config.save_every * steps,
+                identity=self._identity(),
+                notes=chosen,
+            ),
         )
-        held_out = f", {chosen.figure:.2f} % on {len(judge.rows)} held-out images" if judge else ""
-        print(f"seed {seed}: {len(train.rows)} images, epoch {chosen.epoch} reported{held_out}", flush=True)
+        if is_main():
+            held = f", {chosen.figure:.2f} % on {len(judge.rows)} held-out images" if judge else ""
+            print(f"seed {seed}: {len(train.rows)} images, epoch {chosen.epoch} reported{held}", flush=True)
         return chosen
+
+    def _write_metrics(self, current: Chosen) -> None:
+        """Writes ``metrics.jsonl`` whole, so that a resumed run leaves no line twice."""
+        if is_main():
+            lines = [line for choice in (*self.finished, current) for line in choice.lines]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_atomically(self.folder / "metrics.jsonl", text.encode())
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when a run goes on: all that decides which weights come out."""
+        config = to_dict(self.config)
+        for key in ("output_dir", "device", "save_every"):
+            del config[key]
+        config["data"] = {"train_split": rows_hash(self.train.index, self.train.rows)}
+        config["data"]["statistics"] = self.train.index.statistics_hash()
+        config["data"]["val_split"] = self.config.data.val_split
+        return config | {"encoder_hash": encoder_hash(self.config.encoder, self.encoder)}
 
     def _images(self, split: Split, *, train_mode: bool, seed: int = 0) -> ClassificationImages:
         return ClassificationImages(
@@ -355,19 +439,18 @@ class Classification:
 
     @torch.no_grad()
     def _logits(self, model: nn.Module, split: Split) -> Tensor:
-        """(n, K) logits in float32 on the CPU."""
+        """(n, K) logits in float32 on the CPU, on every process, each having computed its share of them."""
         count, size = len(split.rows), self.config.data.batch_size
-        batches = [
-            [(0, place) for place in range(start, min(start + size, count))]
-            for start in range(0, count, size)
-        ]
+        starts = range(rank() * size, count, world_size() * size)
+        batches = [[(0, place) for place in range(start, min(start + size, count))] for start in starts]
         images = self._images(split, train_mode=False)
         loader = DataLoader(images, batch_sampler=batches, num_workers=self.config.data.num_workers)
         model.eval()
         dtype = getattr(torch, self.config.optim.amp)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = [model(to_device(sides, self.device)).float().cpu() for sides, _ in loader]
-        return torch.cat(logits)
+            mine = [model(to_device(sides, self.device)).float().cpu() for sides, _ in loader]
+        parts = gather_objects(mine)
+        return torch.cat([part for turn in zip_longest(*parts) for part in turn if part is not None])
 
     def _card(
         self, test: Split, values: list[float], metrics: dict[str, list[float]], last: list[float]
@@ -389,9 +472,7 @@ class Classification:
             ),
             statistics_hash=self.train.index.statistics_hash(),
             encoder=config.encoder,
-            checkpoint_hash=(
-                file_hash(config.encoder) if Path(config.encoder).is_file() else weights_hash(self.encoder)
-            ),
+            checkpoint_hash=encoder_hash(config.encoder, self.encoder),
             modality=config.modality,
             protocol=config.protocol,
             selected_by=config.selected_by,
@@ -410,8 +491,8 @@ class Classification:
                 "optim": asdict(config.optim),
                 "evaluate_every": config.evaluate_every,
                 "fraction": config.fraction,
-                "val_fraction": config.val_fraction,
-                "val_split": config.data.val_split,
+                "val_fraction": config.val_fraction if config.selected_by == "val" else None,
+                "val_split": config.data.val_split if config.selected_by == "val" else None,
             },
             metrics=metrics,
             also=also,
@@ -456,15 +537,15 @@ def load_for(config: ClassifyConfig, index: Index) -> Any:
     """The encoder, its patch embeddings adapted to the index's channels.
 
     Raises:
-        ClassificationError: There is none of that name, or it has other channels.
-        ProtocolError: It has another modality, or no statistics of its own where they are asked for.
+        ClassificationError: It has other channels.
+        ProtocolError: There is none of that name, it has another modality, or no statistics of its own where
+            they are asked for.
     """
     channels = {
         name: max(index.stats(source, name).channels for source in index.source_counts(name))
         for name in config.modalities
     }
-    encoder: Any = _load(config, None)
-    check_modalities(config, encoder)
+    encoder: Any = load_named(config, drop_path=config.drop_path)
     differing = {name: count for name, count in channels.items() if count not in (1, encoder.channels[name])}
     if differing:
         if own_inputs(config, encoder) is not None:
@@ -472,23 +553,8 @@ def load_for(config: ClassifyConfig, index: Index) -> Any:
                 f"{config.encoder} takes {encoder.channels} channels, the dataset has {channels}; "
                 "select as many bands when preparing it"
             )
-        encoder = _load(config, dict(encoder.channels) | differing)
+        encoder = load_named(config, drop_path=config.drop_path, channels=dict(encoder.channels) | differing)
     return encoder
-
-
-def _load(config: ClassifyConfig, channels: dict[str, int] | None) -> Any:
-    try:
-        return load_encoder(
-            config.encoder,
-            img_size=config.size,
-            channels=channels,
-            seed=config.init_seed,
-            drop_path=config.drop_path,
-        )
-    except (KeyError, FileNotFoundError, ImportError, ValueError) as error:
-        raise ClassificationError(
-            f"--encoder {config.encoder}: {error.args[0] if error.args else error}"
-        ) from error
 
 
 def to_device(images: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -11,15 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codemae.checkpoint import WeightsError
 from codemae.config import load_config, save_config
-from codemae.data.images import ImageError, PathError
-from codemae.data.index import Index, IndexFileError, open_index
-from codemae.data.statistics import StatisticsError
+from codemae.data.index import Index, open_index
 from codemae.evaluation.card import CARD_NAME, Card, joint_hash, sample_std
-from codemae.evaluation.carving import CarvingError
-from codemae.evaluation.features import FeatureStore, file_hash, rows_hash, weights_hash
-from codemae.evaluation.few_shot import FewShotError
+from codemae.evaluation.features import FeatureStore, encoder_hash, rows_hash
 from codemae.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_scores
 from codemae.evaluation.metrics import metric_of, score
 from codemae.evaluation.probe import (
@@ -31,30 +26,17 @@ from codemae.evaluation.probe import (
     train_probes,
 )
 from codemae.evaluation.protocol import (
+    USER_ERRORS,
     EvaluationConfig,
-    ProtocolError,
     check_labels,
-    check_modalities,
     count_classes,
     device_of,
     labelled_rows,
+    load_named,
     own_inputs,
     usable_rows,
 )
 from codemae.models.bands import BandFilling, filling_for
-from codemae.models.factory import load_encoder
-
-USER_ERRORS = (
-    IndexFileError,
-    StatisticsError,
-    PathError,
-    ImageError,
-    WeightsError,
-    ProbeError,
-    FewShotError,
-    CarvingError,
-    ProtocolError,
-)
 
 
 @dataclass(kw_only=True)
@@ -84,7 +66,8 @@ class ProbeConfig(EvaluationConfig):
         encoder: FILE, released NAME, random:ARCH, random:FILE, timm:NAME[:FILE], torchgeo:NAME[:WEIGHTS] or
             efficientnet_lite0.
         data: What is probed.
-        modality: Which images; ``both`` puts the two features side by side.
+        modality: Which images; ``both`` puts the two features side by side, which an encoder that fuses
+            modalities makes of both images at once.
         output_dir: Folder of ``results.json`` and ``config.yaml``.
         shots: Training images a class; null takes all.
         few_shot: ``per_class`` draws them of each class, ``official`` shots x classes from the whole split.
@@ -93,7 +76,8 @@ class ProbeConfig(EvaluationConfig):
         protocol: ``clean`` never selects on the test split, ``paper`` reports the last epoch, ``official``
             the best evaluated one on the test split.
         select: Under ``clean``: ``val`` reports the epoch that is best on images carved from the training
-            split, ``last`` the last and carves none.
+            split, ``last`` the last and carves none; ``auto`` is ``last`` with shots, where images to
+            validate on would be labels beyond them, else ``val``.
         val_fraction: Share of each class that is carved off; with shots as many more of each class instead.
         neighbours: Of the nearest-neighbour figure; 0 leaves it out.
         size: Side the images are resized to; the encoder's own when null.
@@ -146,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> Card:
     config = load_config(ProbeConfig, argv, description=__doc__ or "")
     try:
         card = probe(config)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, ProbeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     print(card.sentence())
@@ -243,20 +227,11 @@ def _knn(
     return values
 
 
-def _load(config: ProbeConfig) -> Any:
-    try:
-        encoder: Any = load_encoder(config.encoder, img_size=config.size, seed=config.init_seed)
-    except (KeyError, FileNotFoundError, ImportError, ValueError) as error:
-        raise ProbeError(f"--encoder {config.encoder}: {error.args[0] if error.args else error}") from error
-    check_modalities(config, encoder)
-    return encoder
-
-
 def _feature_store(config: ProbeConfig, index: Index, device: torch.device) -> FeatureStore:
-    encoder = _load(config)
+    encoder = load_named(config)
     return FeatureStore(
         encoder,
-        file_hash(config.encoder) if Path(config.encoder).is_file() else weights_hash(encoder),
+        encoder_hash(config.encoder, encoder),
         config.size or encoder.img_size,
         Path(config.cache_dir) if config.cache_dir else Path(config.output_dir) / "features",
         inputs=own_inputs(config, encoder),
@@ -283,7 +258,7 @@ def _fillings(config: ProbeConfig, index: Index, encoder: Any) -> dict[str, Band
 
 def _split(store: FeatureStore, index: Index, modalities: Sequence[str]) -> Split:
     rows = usable_rows(index, modalities)
-    sides = [store.features(index, modality, rows) for modality in modalities]
+    sides = store.features_of_places(index, modalities, rows)
     features = torch.cat([normalise_features(side.values) for side in sides], dim=1)
     return Split(index=index, rows=rows, features=features, labels=sides[0].labels)
 

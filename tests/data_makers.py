@@ -133,9 +133,6 @@ def make_index(folder: Path, paired: int = 0, optical: int = 0, sar: int = 0, si
     return index
 
 
-PER_CLASS = {"train": 6, "test": 4}
-
-
 def make_labelled(
     folder: Path,
     *,
@@ -143,15 +140,16 @@ def make_labelled(
     sides: Sequence[str] = ("optical", "sar"),
     wrong: int | None = None,
     group_size: int = 1,
+    train: int = 6,
 ) -> Path:
     """An index of three classes that brightness, colour and stripes tell apart; returns its folder.
 
-    Six training and four test images a class, 32 px, class by class. ``labels`` is "one", "many" or "none";
-    row ``wrong`` has label 3, outside the class list; so many images of a class share a group.
+    So many training and four test images a class, 32 px, class by class. ``labels`` is "one", "many" or
+    "none"; row ``wrong`` has label 3, outside the class list; so many images of a class share a group.
     """
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
-    for split, count in PER_CLASS.items():
+    for split, count in (("train", train), ("test", 4)):
         for klass in range(3):
             for number in range(count):
                 pixels = rng.integers(60, 90, (32, 32, 3))

@@ -1,15 +1,9 @@
 #!/usr/bin/env bash
 # AID, 20 % of each class for training, 30 classes.
-# Usage:    bash classification/scripts/aid.sh ENCODER INDEX_DIR [OUTPUT_DIR] [--key value ...]
+# Data:     python datasets/prepare.py aid --root DIR --out INDEX_DIR
+# Command:  bash classification/scripts/aid.sh ENCODER INDEX_DIR [OUTPUT_DIR]
 # Hardware: one GPU of 24 GB
 # Hours:    about 1 h (estimated)
 # Paper:    97.76 (CoDe-MAE)
 # Ours:     not yet run
-set -euo pipefail
-if [ $# -lt 2 ]; then sed -n '2,7s/^# //p' "$0" >&2; exit 2; fi
-encoder=$1 index=$2
-output=${3:-runs/aid}
-shift $(( $# < 3 ? $# : 3 ))
-cd "$(dirname "$0")/../.."
-exec "${PYTHON:-python}" classification/main.py --config classification/configs/aid.yaml \
-  --encoder "$encoder" --data.index "$index" --output_dir "$output" "$@"
+exec bash "$(dirname "$0")/../fine_tune.sh" aid "$@"

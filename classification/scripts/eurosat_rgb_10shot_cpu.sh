@@ -1,15 +1,9 @@
 #!/usr/bin/env bash
 # EuroSAT RGB, ten classes, 10 images a class, hivit_tiny at 64 px, five seeds.
-# Usage:    bash classification/scripts/eurosat_rgb_10shot_cpu.sh ENCODER INDEX_DIR [OUTPUT_DIR] [--key value ...]
+# Data:     python datasets/prepare.py folder --root DIR --modality optical --out INDEX_DIR --split-fraction 0.5 --split-seed 0
+# Command:  bash classification/scripts/eurosat_rgb_10shot_cpu.sh ENCODER INDEX_DIR [OUTPUT_DIR]
 # Hardware: 2 CPU cores
-# Hours:    under 5 min for five seeds
+# Hours:    1 min of processor time for five seeds, 3 min with efficientnet_lite0
 # Paper:    none; a check that the machinery works
-# Ours:     52.93 +- 1.07 with random:hivit_tiny, every weight trained (1,500 test images)
-set -euo pipefail
-if [ $# -lt 2 ]; then sed -n '2,7s/^# //p' "$0" >&2; exit 2; fi
-encoder=$1 index=$2
-output=${3:-runs/eurosat_rgb_10shot_cpu}
-shift $(( $# < 3 ? $# : 3 ))
-cd "$(dirname "$0")/../.."
-exec "${PYTHON:-python}" classification/main.py --config classification/configs/eurosat_rgb_10shot_cpu.yaml \
-  --encoder "$encoder" --data.index "$index" --output_dir "$output" "$@"
+# Ours:     63.84 +- 0.59 with the tiny CoDe-MAE, 48.84 +- 2.20 with random weights (1,500 test images)
+exec bash "$(dirname "$0")/../fine_tune.sh" eurosat_rgb_10shot_cpu "$@"

@@ -1,15 +1,9 @@
 #!/usr/bin/env bash
 # MSTAR SOC, ten classes, 10 images a class, hivit_tiny at 64 px, five seeds.
-# Usage:    bash classification/scripts/mstar_10shot_cpu.sh ENCODER INDEX_DIR [OUTPUT_DIR] [--key value ...]
+# Data:     python datasets/prepare.py folder --root DIR --modality sar --out INDEX_DIR
+# Command:  bash classification/scripts/mstar_10shot_cpu.sh ENCODER INDEX_DIR [OUTPUT_DIR]
 # Hardware: 2 CPU cores
-# Hours:    1.5 min for five seeds
+# Hours:    1 min of processor time for five seeds, 3 min with efficientnet_lite0
 # Paper:    none; a check that the machinery works
-# Ours:     20.49 +- 0.96 with random:hivit_tiny, every weight trained (2,425 test images)
-set -euo pipefail
-if [ $# -lt 2 ]; then sed -n '2,7s/^# //p' "$0" >&2; exit 2; fi
-encoder=$1 index=$2
-output=${3:-runs/mstar_10shot_cpu}
-shift $(( $# < 3 ? $# : 3 ))
-cd "$(dirname "$0")/../.."
-exec "${PYTHON:-python}" classification/main.py --config classification/configs/mstar_10shot_cpu.yaml \
-  --encoder "$encoder" --data.index "$index" --output_dir "$output" "$@"
+# Ours:     52.95 +- 1.65 with the tiny CoDe-MAE, 27.65 +- 1.14 with random weights (2,425 test images)
+exec bash "$(dirname "$0")/../fine_tune.sh" mstar_10shot_cpu "$@"

@@ -1,15 +1,9 @@
 #!/usr/bin/env bash
 # MSTAR SOC, ten classes, 40 images a class.
-# Usage:    bash classification/scripts/mstar_40shot.sh ENCODER INDEX_DIR [OUTPUT_DIR] [--key value ...]
+# Data:     python datasets/prepare.py mstar_soc --root DIR --out INDEX_DIR
+# Command:  bash classification/scripts/mstar_40shot.sh ENCODER INDEX_DIR [OUTPUT_DIR]
 # Hardware: one GPU of 24 GB
 # Hours:    about 15 min for five seeds (estimated)
 # Paper:    98.7 (CoDe-MAE); 96.70 (SARMAE, ViT-B)
 # Ours:     not yet run
-set -euo pipefail
-if [ $# -lt 2 ]; then sed -n '2,7s/^# //p' "$0" >&2; exit 2; fi
-encoder=$1 index=$2
-output=${3:-runs/mstar_40shot}
-shift $(( $# < 3 ? $# : 3 ))
-cd "$(dirname "$0")/../.."
-exec "${PYTHON:-python}" classification/main.py --config classification/configs/mstar_40shot.yaml \
-  --encoder "$encoder" --data.index "$index" --output_dir "$output" "$@"
+exec bash "$(dirname "$0")/../fine_tune.sh" mstar_40shot "$@"

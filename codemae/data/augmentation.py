@@ -214,30 +214,57 @@ class ClassificationImages(Dataset[tuple[dict[str, Tensor], int | Tensor]]):
 class ShuffledBatches(Sampler[list[Draw]]):
     """Batches of every epoch one after the other, each epoch in an order of its own.
 
-    Samples that fill no batch wait for another epoch.
+    Samples that fill no batch wait for another epoch. Every process gets its own equal part of each batch.
 
     Args:
         count: Number of samples.
-        batch_size: Of a batch; larger than ``count``, all samples make one.
+        batch_size: Of a batch of all processes; larger than ``count``, all samples make one.
         epochs: How many.
         seed: Of the orders.
+        rank: This process.
+        world_size: Number of processes.
+        start: Batches already done, of all epochs.
+
+    Raises:
+        ValueError: A batch has no equal parts for so many processes.
     """
 
-    def __init__(self, count: int, batch_size: int, epochs: int, seed: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> None:
         self.count = count
         self.batch_size = min(batch_size, count)
         self.batches = count // self.batch_size
         self.epochs = epochs
         self.seed = seed
+        self.start = start
+        self.share, rest = divmod(self.batch_size, world_size)
+        self.first = rank * self.share
+        if rest:
+            raise ValueError(
+                f"a batch of {self.batch_size} images has no equal parts for {world_size} processes; "
+                f"try --optim.batch_size {max(self.share, 1) * world_size}"
+            )
 
     def __len__(self) -> int:
-        return self.batches * self.epochs
+        return self.batches * self.epochs - self.start
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for epoch in range(self.epochs):
+        done_epochs, done = divmod(self.start, self.batches)
+        for epoch in range(done_epochs, self.epochs):
             order = counter_rng(self.seed, epoch, 0, -1, "order").permutation(self.count).tolist()
-            for start in range(0, self.batches * self.batch_size, self.batch_size):
-                yield [(epoch, place) for place in order[start : start + self.batch_size]]
+            for batch in range(done, self.batches):
+                begin = batch * self.batch_size + self.first
+                yield [(epoch, place) for place in order[begin : begin + self.share]]
+            done = 0
 
 
 def _central(height: int, width: int, wanted_height: int | None, wanted_width: int | None) -> Crop:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -151,21 +151,44 @@ class FeatureStore:
         path = self.folder / f"{self._key(index, modality, rows).digest()}.npz"
         if (stored := read_features(path)) is not None:
             return stored
-        images = LabelledImages(index, modality, self.size, rows)
-        inputs = None if self.inputs is None else self.inputs[modality]
-        dataset = AsEncoderSees(images, inputs, self.fillings.get(modality))
-        loader = DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
+        loader = self._loader(index, modality, rows)
         features = extract_features(self.encoder, loader, modality, self.device)
         save_features(path, features)
         return features
 
-    def _key(self, index: Index, modality: str, rows: np.ndarray) -> FeatureKey:
+    def features_of_places(self, index: Index, modalities: Sequence[str], rows: np.ndarray) -> list[Features]:
+        """Features of each modality of rows that have them all.
+
+        An encoder that fuses modalities sees all images of a row together, any other each by itself.
+        """
+        if len(modalities) == 1 or not getattr(self.encoder, "fuses", False):
+            return [self.features(index, modality, rows) for modality in modalities]
+        paths = [
+            self.folder / f"{self._key(index, modality, rows, together=True).digest()}.npz"
+            for modality in modalities
+        ]
+        stored = [read_features(path) for path in paths]
+        if all(features is not None for features in stored):
+            return cast(list[Features], stored)
+        loaders = [self._loader(index, modality, rows) for modality in modalities]
+        found = extract_together(self.encoder, loaders, modalities, self.device)
+        for path, features in zip(paths, found, strict=True):
+            save_features(path, features)
+        return found
+
+    def _loader(self, index: Index, modality: str, rows: np.ndarray) -> DataLoader[Any]:
+        images = LabelledImages(index, modality, self.size, rows)
+        inputs = None if self.inputs is None else self.inputs[modality]
+        dataset = AsEncoderSees(images, inputs, self.fillings.get(modality))
+        return DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
+
+    def _key(self, index: Index, modality: str, rows: np.ndarray, *, together: bool = False) -> FeatureKey:
         return FeatureKey(
             checkpoint_hash=self.checkpoint_hash,
             rows_hash=rows_hash(index, rows),
             statistics_hash=index.statistics_hash(),
             size=self.size,
-            modality=modality,
+            modality=f"{modality}, seen with the others" if together else modality,
             normalisation="dataset" if self.inputs is None else repr(self.inputs[modality]),
             bands=repr(self.fillings[modality]) if modality in self.fillings else "",
             version=metadata.version("codemae"),
@@ -184,6 +207,11 @@ def file_hash(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def encoder_hash(name: str, encoder: nn.Module) -> str:
+    """Names an encoder's weights: of its file where the name is one, else of the weights themselves."""
+    return file_hash(name) if Path(name).is_file() else weights_hash(encoder)
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -218,15 +246,50 @@ def extract_features(
     values, labels = [], []
     for images, label, rows in batches:
         pooled = pool(images.to(device), modality).float().cpu()
-        if not pooled.isfinite().all():
-            row = int(rows[~pooled.isfinite().all(dim=1)][0])
-            raise ValueError(
-                f"the encoder's features of row {row} ({modality}) are not finite; look at that image with "
-                "`python datasets/pair_doctor.py`, or check the checkpoint with `codemae models`"
-            )
+        _check_finite(pooled, rows, modality)
         values.append(pooled)
         labels.append(label)
     return Features(values=torch.cat(values), labels=torch.cat(labels))
+
+
+@torch.inference_mode()
+def extract_together(
+    encoder: nn.Module,
+    batches: Sequence[Iterable[tuple[Tensor, Tensor, Tensor]]],
+    modalities: Sequence[str],
+    device: torch.device,
+) -> list[Features]:
+    """Features of each modality, the encoder seeing all images of a row at once.
+
+    Args:
+        encoder: With ``pooled_together({modality: (B, C, H, W)}) -> {modality: (B, D)}``.
+        batches: For each modality (images, labels, rows) of the same rows in the same order.
+        modalities: Of the batches.
+        device: To run on; the features come back to the CPU.
+
+    Raises:
+        ValueError: A feature is not finite.
+    """
+    encoder = encoder.to(device).eval()
+    pool = cast(Callable[[dict[str, Tensor]], dict[str, Tensor]], encoder.pooled_together)
+    values: dict[str, list[Tensor]] = {modality: [] for modality in modalities}
+    labels = []
+    for sides in zip(*batches, strict=True):
+        images = {name: side[0].to(device) for name, side in zip(modalities, sides, strict=True)}
+        for modality, pooled in pool(images).items():
+            _check_finite(pooled, sides[0][2], modality)
+            values[modality].append(pooled.float().cpu())
+        labels.append(sides[0][1])
+    return [Features(values=torch.cat(values[name]), labels=torch.cat(labels)) for name in modalities]
+
+
+def _check_finite(pooled: Tensor, rows: Tensor, modality: str) -> None:
+    finite = pooled.isfinite().all(dim=1).cpu()
+    if not finite.all():
+        raise ValueError(
+            f"the encoder's features of row {int(rows[~finite][0])} ({modality}) are not finite; look at "
+            "that image with `python datasets/pair_doctor.py`, or check the checkpoint with `codemae models`"
+        )
 
 
 def save_features(path: Path, features: Features) -> None:

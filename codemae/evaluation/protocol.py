@@ -8,11 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codemae.checkpoint import WeightsError
+from codemae.data.images import ImageError, PathError
 from codemae.data.index import Index, IndexFileError
+from codemae.data.statistics import StatisticsError
 from codemae.distributed import select_device
 from codemae.evaluation.card import Protocol, SelectedBy
-from codemae.evaluation.carving import carve_validation
-from codemae.evaluation.few_shot import FewShot, few_shot_rows, label_fraction_rows
+from codemae.evaluation.carving import CarvingError, carve_validation
+from codemae.evaluation.few_shot import FewShot, FewShotError, few_shot_rows, label_fraction_rows
+from codemae.models.factory import load_encoder
 from codemae.models.lite import LITE_NAME
 
 READY_MADE = ("timm:", "torchgeo:")
@@ -20,6 +24,19 @@ READY_MADE = ("timm:", "torchgeo:")
 
 class ProtocolError(ValueError):
     """Encoder, data and what was asked for do not fit each other."""
+
+
+USER_ERRORS = (
+    IndexFileError,
+    StatisticsError,
+    PathError,
+    ImageError,
+    WeightsError,
+    FewShotError,
+    CarvingError,
+    ProtocolError,
+)
+"""What a command line answers in one sentence, with exit code 2."""
 
 
 @dataclass(kw_only=True)
@@ -38,7 +55,7 @@ class EvaluationConfig:
     fraction: float = 1.0
     seeds: int = 5
     protocol: Protocol = "clean"
-    select: Literal["val", "last"] = "val"
+    select: Literal["auto", "val", "last"] = "auto"
     val_fraction: float = 0.1
     size: int | None = None
     normalize: Literal["auto", "dataset", "encoder"] = "auto"
@@ -64,7 +81,8 @@ class EvaluationConfig:
     def selected_by(self) -> SelectedBy:
         """Which split chooses the reported epoch."""
         if self.protocol == "clean":
-            return self.select
+            # With k shots, images to validate on would be labels beyond the k of each class.
+            return self.select if self.select != "auto" else "last" if self.shots else "val"
         return "test" if self.protocol == "official" else "last"
 
 
@@ -78,6 +96,34 @@ def device_of(config: EvaluationConfig) -> torch.device:
         return select_device(config.device)
     except ValueError as error:
         raise ProtocolError(str(error)) from None
+
+
+def load_named(config: EvaluationConfig, **choices: Any) -> Any:
+    """The encoder that the config names.
+
+    Args:
+        config: With its name.
+        **choices: Further arguments of ``load_encoder``.
+
+    Raises:
+        ProtocolError: There is none of that name, or it does not take the modalities asked for.
+        WeightsError: Its file is damaged.
+    """
+    try:
+        encoder: Any = load_encoder(config.encoder, img_size=config.size, seed=config.init_seed, **choices)
+    except WeightsError:
+        raise
+    except (KeyError, FileNotFoundError, ImportError, ValueError) as error:
+        raise ProtocolError(
+            f"--encoder {config.encoder}: {error.args[0] if error.args else error}"
+        ) from error
+    for modality in config.modalities:
+        if modality not in encoder.modalities:
+            raise ProtocolError(
+                f"--modality {config.modality}: {config.encoder} takes only "
+                f"{', '.join(encoder.modalities)} images"
+            )
+    return encoder
 
 
 def own_inputs(config: EvaluationConfig, encoder: Any) -> dict[str, Any] | None:
@@ -98,20 +144,6 @@ def own_inputs(config: EvaluationConfig, encoder: Any) -> dict[str, Any] | None:
         )
     own = config.normalize == "encoder" or (config.normalize == "auto" and ready_made and not missing)
     return inputs if own else None
-
-
-def check_modalities(config: EvaluationConfig, encoder: Any) -> None:
-    """Refuses an encoder that does not take the modalities asked for.
-
-    Raises:
-        ProtocolError: It does not.
-    """
-    for modality in config.modalities:
-        if modality not in encoder.modalities:
-            raise ProtocolError(
-                f"--modality {config.modality}: {config.encoder} takes only "
-                f"{', '.join(encoder.modalities)} images"
-            )
 
 
 def usable_rows(index: Index, modalities: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from data_makers import ROOT, load_script, make_labelled
+from ddp_helpers import run_on_ranks
 
 from codemae import checkpoint
 from codemae.config import build_config, read_yaml
@@ -130,7 +133,7 @@ def test_official_reports_the_best_epoch_on_the_test_split(
 def test_clean_reports_the_epoch_that_validates_best(
     script: ModuleType, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script.main(words(index, tmp_path / "out", "--shots=2", "--seeds=1"))
+    script.main(words(index, tmp_path / "out", "--shots=2", "--seeds=1", "--select=val"))
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     figures = [line["val"] for line in lines]
     said = capsys.readouterr().out
@@ -145,6 +148,89 @@ def test_lists_of_labels_are_scored_by_micro_average_precision(script: ModuleTyp
     assert list(plain.metrics) == ["micro_f1"]
     mixed = script.main(words(index, tmp_path / "b", "--seeds=1", "--augmentation.mixup=0.8"))
     assert mixed.metric == "micro_average_precision"
+
+
+def losses(folder: Path) -> list[tuple[int, int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["seed"], line["step"], line["loss"]) for line in lines]
+
+
+def test_stopped_in_the_second_seed_the_same_command_ends_with_the_same_card(
+    script: ModuleType, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*STRONG, "--head=batch_norm", "--select=val"]
+    whole = script.main(words(index, tmp_path / "whole", *arguments))
+    calls = 0
+    loss = script.classification_loss
+
+    def stop(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 11:  # two steps an epoch, four epochs: the third step of the second seed
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*given)
+
+    monkeypatch.setattr(script, "classification_loss", stop)
+    with pytest.raises(SystemExit) as stopped:
+        script.main(words(index, tmp_path / "out", *arguments))
+    assert stopped.value.code == 143
+    assert not (tmp_path / "out" / "results.json").exists()
+    resumed = script.main(words(index, tmp_path / "out", *arguments))
+    assert calls == 16 and resumed == whole  # no step of it was done twice
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.yaml",
+        "metrics.jsonl",
+        "results.json",
+    ]
+
+
+def test_an_unfinished_run_of_other_settings_is_not_gone_on_with(
+    script: ModuleType,
+    index: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss(*given)
+
+    loss = script.classification_loss
+    monkeypatch.setattr(script, "classification_loss", stop)
+    with pytest.raises(SystemExit) as stopped:
+        script.main(words(index, tmp_path / "out", "--seeds=1"))
+    assert stopped.value.code == 130
+    capsys.readouterr()
+    monkeypatch.setattr(script, "classification_loss", loss)
+    said = fails(script, words(index, tmp_path / "out", "--seeds=1", "--optim.lr=0.5"), capsys)
+    assert "set back: optim.lr was 0.001, is 0.5" in said
+    assert script.main(words(index, tmp_path / "out", "--seeds=1")).seeds == [0]
+
+
+def classify(arguments: list[str]) -> Card:
+    """On one of several processes, whose group is there already."""
+    module = load_script("classification/main.py")
+    config = module.load_config(module.ClassifyConfig, arguments)
+    return module.Classification(config, torch.device("cpu")).run()
+
+
+@pytest.mark.ddp
+def test_two_processes_train_and_score_as_one_that_accumulates(
+    script: ModuleType, index: Path, tmp_path: Path
+) -> None:
+    alone = words(
+        index, tmp_path / "one", "--seeds=1", "--drop_path=0.2", "--augmentation.horizontal_flip=0.5"
+    )
+    one = script.main([*alone, "--optim.batch_size=3", "--optim.grad_accum_steps=2"])
+    shared = [word for word in alone if not word.startswith("--output_dir")]
+    two = run_on_ranks(classify, [*shared, f"--output_dir={tmp_path / 'two'}", "--data.batch_size=5"])
+    assert two[0] == two[1] == Card.load(tmp_path / "two")
+    assert two[0].values == one.values and two[0].metrics == one.metrics
+    for (*place, loss), (*expected_place, expected) in zip(
+        losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True
+    ):
+        assert place == expected_place and loss == pytest.approx(expected, rel=1e-4)
 
 
 def fails(script: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -183,7 +269,7 @@ def test_a_label_outside_the_class_list_is_refused(
     ("more", "reason"),
     [
         (("--shots=7",), "class 0 has only 6 training images; lower --shots"),
-        (("--shots=6",), "--select last"),
+        (("--shots=6", "--select=val"), "--select last"),
         (("--encoder=random:hivit_tyny",), "hivit_tiny"),
         (("--layer_decay.decay=1.5",), "at most 1"),
         (("--data.test_split=train",), "are both 'train'"),
@@ -207,15 +293,45 @@ def test_every_config_fills_the_schema_and_says_what_it_costs(script: ModuleType
     needed = {"encoder": "E", "data": {"index": ["I"]}, "output_dir": "O"}
     config = build_config(script.ClassifyConfig, [("needed", needed), (str(path), read_yaml(path))])
     assert config.optim.warmup_epochs < config.optim.epochs
-    header = path.read_text().split("modality:")[0]
+    header = [line for line in path.read_text().splitlines() if line.startswith("# ")]
     for word in ("# Data: ", "# Command: ", "# Hardware: ", "# Hours: ", "# Paper: ", "# Ours: "):
-        assert word in header
+        assert sum(line.startswith(word) for line in header) == 1
     shell = FOLDER / "scripts" / f"{path.stem}.sh"
-    assert f"scripts/{shell.name}" in header
+    assert f"scripts/{shell.name} " in "".join(header)
+    # The script repeats the header, so that it can be read alone; both must say the same.
+    said = [line for line in shell.read_text().splitlines() if line.startswith("# ")]
+    assert said == header[: len(said)] and len(said) >= 7
     assert subprocess.run(["bash", "-n", str(shell)]).returncode == 0
-    assert f"--config classification/configs/{path.name}" in shell.read_text()
-    usage = subprocess.run(["bash", str(shell)], capture_output=True, text=True)
-    assert usage.returncode == 2 and "Usage: " in usage.stderr
+    usage = subprocess.run(["bash", str(shell), "ENCODER"], capture_output=True, text=True)
+    assert usage.returncode == 2 and f"scripts/{path.stem}.sh ENCODER INDEX_DIR" in usage.stderr
+    assert not usage.stdout
+
+
+def test_a_script_passes_on_what_it_is_given(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    script = FOLDER / "scripts" / "aid.sh"
+    for words, output, more in (
+        (["out", "--seeds", "3"], "out", ["--seeds", "3"]),
+        (["--seeds", "3"], "runs/aid", ["--seeds", "3"]),
+        ([], "runs/aid", []),
+    ):
+        command = ["bash", str(script), "an encoder", "index", *words]
+        said = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHON": str(python)}
+        ).stdout.splitlines()
+        assert said[1:3] == ["--config", f"{FOLDER}/scripts/../configs/aid.yaml"]
+        assert said[3:] == [
+            *("--encoder", "an encoder", "--data.index", "index", "--output_dir", output),
+            *more,
+        ]
+
+
+@pytest.mark.parametrize("words", [[], ["no_such", "I", "O", "E"], ["mstar", "I", "O"]])
+def test_side_by_side_says_its_usage(words: list[str]) -> None:
+    done = subprocess.run(["bash", str(FOLDER / "side_by_side.sh"), *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("usage: bash classification/side_by_side.sh ")
 
 
 def test_every_script_has_a_config() -> None:

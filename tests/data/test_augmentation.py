@@ -91,3 +91,14 @@ def test_every_epoch_shows_each_sample_once_in_an_order_of_its_own() -> None:
     assert [sorted(order) for order in orders] == [[*range(6)]] * 2
     assert orders[0] != orders[1]
     assert {epoch for epoch, _ in batches[0]} == {0} and {epoch for epoch, _ in batches[3]} == {1}
+
+
+def test_processes_share_each_batch_and_a_resumed_run_starts_where_it_stopped() -> None:
+    whole = list(ShuffledBatches(14, 4, 3, seed=1))
+    parts = [list(ShuffledBatches(14, 4, 3, seed=1, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+    for start in (0, 2, 3, 7, 9):
+        rest = ShuffledBatches(14, 4, 3, seed=1, start=start)
+        assert list(rest) == whole[start:] and len(rest) == 9 - start
+    with pytest.raises(ValueError, match="4 images has no equal parts for 3 processes.*batch_size 3"):
+        ShuffledBatches(14, 4, 3, seed=1, world_size=3)

@@ -8,6 +8,7 @@ from codemae.evaluation.features import (
     FeatureKey,
     Features,
     extract_features,
+    extract_together,
     file_hash,
     read_features,
     save_features,
@@ -36,6 +37,31 @@ def test_features_come_in_order_with_their_labels() -> None:
     features = extract_features(MeanColour(), batches, "optical", torch.device("cpu"))
     torch.testing.assert_close(features.values, images.mean((2, 3)))
     assert features.labels.tolist() == [4, 3, 2, 1, 0]
+
+
+class Swapping(nn.Module):
+    """Each modality's feature is the other's mean colour."""
+
+    def pooled_together(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        means = [image.mean((2, 3)) for image in images.values()]
+        return dict(zip(images, reversed(means), strict=True))
+
+
+def test_images_of_a_row_are_seen_together() -> None:
+    optical, sar = torch.rand(3, 3, 4, 4), torch.rand(3, 1, 4, 4)
+    rows, labels = torch.arange(3), torch.tensor([2, 0, 1])
+    batches = [
+        [(x[part], labels[part], rows[part]) for part in (slice(0, 2), slice(2, 3))] for x in (optical, sar)
+    ]
+    first, second = extract_together(Swapping(), batches, ("optical", "sar"), torch.device("cpu"))
+    torch.testing.assert_close(first.values, sar.mean((2, 3)))
+    torch.testing.assert_close(second.values, optical.mean((2, 3)))
+    assert first.labels.tolist() == second.labels.tolist() == [2, 0, 1]
+    sar[1] = float("nan")
+    with pytest.raises(ValueError, match="row 1 .optical."):
+        extract_together(
+            Swapping(), [[(x, labels, rows)] for x in (optical, sar)], ("optical", "sar"), torch.device("cpu")
+        )
 
 
 def test_a_feature_that_is_not_finite_names_its_row() -> None:

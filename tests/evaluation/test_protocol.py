@@ -13,10 +13,10 @@ from codemae.evaluation.protocol import (
     EvaluationConfig,
     ProtocolError,
     check_labels,
-    check_modalities,
     count_classes,
     device_of,
     labelled_rows,
+    load_named,
     own_inputs,
     usable_rows,
 )
@@ -31,6 +31,9 @@ def config(**changes: Any) -> EvaluationConfig:
     [
         ({}, "val"),
         ({"select": "last"}, "last"),
+        ({"shots": 10}, "last"),
+        ({"shots": 10, "select": "val"}, "val"),
+        ({"fraction": 0.1}, "val"),
         ({"protocol": "paper"}, "last"),
         ({"protocol": "official"}, "test"),
         ({"protocol": "paper", "select": "val"}, "last"),
@@ -117,10 +120,12 @@ def test_whose_statistics_standardise_the_images() -> None:
         own_inputs(config(normalize="encoder", modality="sar"), stated)
 
 
-def test_an_encoder_must_take_the_modality() -> None:
-    check_modalities(config(), SimpleNamespace(modalities=("optical",)))
-    with pytest.raises(ProtocolError, match="--modality both: random:hivit_tiny takes only optical images"):
-        check_modalities(config(modality="both"), SimpleNamespace(modalities=("optical",)))
+def test_an_encoder_must_exist_and_take_the_modality() -> None:
+    assert load_named(config(size=32), drop_path=0.1).modalities == ("optical", "sar")
+    with pytest.raises(ProtocolError, match="--encoder random:hivit_tyny: .*did you mean 'hivit_tiny'"):
+        load_named(config(encoder="random:hivit_tyny"))
+    with pytest.raises(ProtocolError, match="--encoder no/file.safetensors: "):
+        load_named(config(encoder="no/file.safetensors"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -51,6 +51,25 @@ def test_every_published_row_has_a_figure_a_column() -> None:
         assert {len(figures) for figures in table.rows.values()} == {len(table.columns)}
 
 
+def test_fus_mae_tables_take_the_share_of_labels_and_the_further_figures(tmp_path: Path) -> None:
+    many = {"dataset": "bigearthnet_mm", "metric": "micro_average_precision", "shots": None, "few_shot": None}
+    probed = {"modality": "sar", "settings": {"fraction": 0.01}, "metrics": {}}
+    write(tmp_path / "a", **many, **probed)
+    write(tmp_path / "b", **many, modality="both", task="classification", settings={"fraction": 1.0})
+    figures = {"top3": [90.0, 92.0, 94.0], "weighted_f1": [50.0, 50.0, 53.0]}
+    figures |= {"weighted_precision": [1.0] * 3, "weighted_recall": [2.0] * 3}
+    sen12ms = {"dataset": "SEN12MS", "shots": None, "few_shot": None, "task": "classification"}
+    write(tmp_path / "c", **sen12ms, modality="both", metrics=figures)
+    text = summarise(tmp_path, markdown=True)
+    assert "| BEN-MM S1 | 42.00 +- 2.00 | 57.8 |" in text  # 1 % of the labels
+    assert "| BEN-MM S1+S2 | 42.00 +- 2.00 | 87.9 |" in text  # all of them
+    assert "enc [official, test, both 128 px] | Fus-MAE w/ XAE&D (Fus-MAE paper) |" in text
+    assert "| SEN12MS top-1 | 42.00 +- 2.00 | 59.6 |" in text
+    assert "| SEN12MS top-3 | 92.00 +- 2.00 | 93.6 |" in text
+    assert "| SEN12MS F1 | 51.00 +- 1.73 | 60.1 |" in text
+    assert "No published table" not in text
+
+
 def test_the_commands_print_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [write(tmp_path / n, values=[40.0 + i] * 3) for i, n in enumerate("abc")]
     assert main(["compare", *map(str, folders), "--markdown"]) == 0

@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from codemae import checkpoint
 from codemae.config import ConfigError, build_config, read_yaml
 from codemae.data import labelled
 from codemae.evaluation.card import Card, NotComparableError, compare
+from codemae.evaluation.features import file_hash
 from codemae.models.factory import create_encoder, load_encoder
 
 FOLDER = ROOT / "linearprobing"
@@ -46,8 +49,8 @@ def test_the_command_ends_with_the_figure_and_writes_the_card(index: Path, tmp_p
     card = Card.load(tmp_path / "out")
     assert done.stdout.splitlines()[-1] == card.sentence()
     assert card.values == [100.0, 100.0]  # brightness, colour and stripes: any features tell these apart
-    assert (card.protocol, card.selected_by, card.shots, card.few_shot) == ("clean", "val", 3, "per_class")
-    assert set(card.also) == {"last", "test"}
+    assert (card.protocol, card.selected_by, card.shots, card.few_shot) == ("clean", "last", 3, "per_class")
+    assert set(card.also) == {"test"}
     assert card.metrics == {"knn_overall_accuracy": [100.0, 100.0]}
     assert card.dataset == "toy" and card.size == 32
     assert card.versions["torch"] == metadata.version("torch")
@@ -181,7 +184,7 @@ def test_an_encoder_file_is_ranked_against_its_own_random_initialisation(
     own = script.main(words(index, tmp_path / "own", encoder=str(file)))
     fresh = script.main(words(index, tmp_path / "fresh", encoder=f"random:{file}"))
     named = script.main(words(index, tmp_path / "named", encoder="random:hivit_tiny"))
-    assert own.checkpoint_hash == script.file_hash(file)
+    assert own.checkpoint_hash == file_hash(file)
     assert fresh.checkpoint_hash == named.checkpoint_hash
     assert fresh.values == named.values
     assert "the figures are equal" in compare(tmp_path / "fresh", tmp_path / "named")
@@ -211,7 +214,7 @@ def features(output: Path) -> list[dict[str, np.ndarray]]:
         ("one", ("optical",), ("--data.test_split", "train"), "are both 'train'"),
         ("one", ("optical",), ("--encoder", "random:hivit_tinny"), "did you mean 'hivit_tiny'"),
         ("one", ("optical",), ("--normalize", "encoder"), "use --normalize dataset"),
-        ("one", ("optical",), ("--shots", "6"), "use --select last"),
+        ("one", ("optical",), ("--shots", "6", "--select", "val"), "use --select last"),
         ("wrong", ("optical",), (), "of split 'train' has label 3, the classes are 0 to 2"),
     ],
 )
@@ -269,11 +272,49 @@ def test_each_config_fills_the_schema(script: ModuleType, path: Path) -> None:
         build_config(script.ProbeConfig, [(str(path), read_yaml(path) | {"shotz": 1}), ("needed", needed)])
 
 
-@pytest.mark.parametrize("path", sorted((FOLDER / "scripts").glob("*.sh")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("**/*.sh")), ids=lambda path: path.stem)
 def test_each_script_is_valid_shell_and_says_its_usage(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
     bare = subprocess.run(["bash", str(path)], capture_output=True, text=True)
-    assert bare.returncode == 2 and "usage" in bare.stderr
+    assert bare.returncode == 2 and bare.stderr.startswith("usage: bash linearprobing/") and not bare.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["pie_rgb_sar", "ddhr_sk", "whu_opt_sar", "dfc20", "bigearthnet_mm", "eurosat_mm"]
+)
+def test_each_published_benchmark_has_a_script_with_the_header_of_its_config(name: str) -> None:
+    config, shell = (
+        (FOLDER / place).read_text().splitlines() for place in (f"configs/{name}.yaml", f"scripts/{name}.sh")
+    )
+    header = [line for line in config if line.startswith("# ")]
+    assert shell[1:-1] == header
+    for word in ("# Data: ", "# Command: ", "# Hardware: ", "# Hours: ", "# Paper: ", "# Ours: "):
+        assert sum(line.startswith(word) for line in header) == 1
+
+
+def test_side_by_side_probes_every_encoder_twice_and_tables_the_cards(tmp_path: Path) -> None:
+    python = tmp_path / "python"  # stands in for the interpreter and notes what it would run
+    python.write_text(f'#!/usr/bin/env bash\nprintf "%s|" "$@" >> {tmp_path}/ran\necho >> {tmp_path}/ran\n')
+    python.chmod(0o755)
+    script, output = str(FOLDER / "side_by_side.sh"), str(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    encoders = ["random:a/b.safetensors", "timm:c d"]
+    words = ["index", "sar", output, *encoders, "--size", "96"]
+    environment = {**os.environ, "PYTHON": str(python)}
+    subprocess.run(["bash", script, *words], check=True, env=environment, capture_output=True)
+    ran = [line.split("|")[:-1] for line in (tmp_path / "ran").read_text().splitlines()]
+    expected = [
+        [
+            *(str(FOLDER / "main.py"), "--config", str(FOLDER / "configs" / f"{config}.yaml")),
+            *("--encoder", encoder, "--data.index", "index", "--modality", "sar"),
+            *("--output_dir", f"{output}/{config}/{re.sub(r'[^a-zA-Z0-9._-]', '_', encoder)}"),
+            *("--cache_dir", f"{output}/features", "--size", "96"),
+        ]
+        for config in ("few_shot_10", "all_images")
+        for encoder in encoders
+    ]
+    assert ran[:-1] == expected
+    assert ran[-1] == ["-m", "codemae.cli", "summary", output, "--side-by-side", "--markdown"]
 
 
 def test_the_card_is_json_without_times(script: ModuleType, index: Path, tmp_path: Path) -> None:
