@@ -17,6 +17,7 @@ from codemae.checkpoint import (
     EncoderMetadata,
     InputSpec,
     WeightsError,
+    has_run_state,
     load_run_state,
     load_strictly,
     read_encoder,
@@ -192,13 +193,15 @@ def test_killed_while_saving_the_folder_always_holds_a_whole_state(tmp_path):
     for _ in range(6):
         process = _context().Process(target=_save_forever, args=(str(tmp_path),))
         process.start()
+        deadline = time.monotonic() + 60
+        while not has_run_state(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.01)
         time.sleep(0.15 + 0.2 * rng.random())
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        if any(tmp_path.iterdir()):
-            state = load_run_state(tmp_path)
-            assert torch.equal(state["w"], torch.full((200_000,), float(state["step"])))
-            highest = max(highest, state["step"])
+        state = load_run_state(tmp_path)
+        assert torch.equal(state["w"], torch.full((200_000,), float(state["step"])))
+        highest = max(highest, state["step"])
     assert highest > 0, "killed before anything was saved, so this test showed nothing"
 
 
