@@ -187,6 +187,8 @@ class BrightConfig:
         evaluate_every: Steps between evaluations of the split that selects; the last step is always one.
         metric: The figure that selects and ranks: mean_iou, or iou_<class>.
         dates: Which dates ``evaluate`` gives the model.
+        hide_images: Whether ``pictures`` shows only where the map is right and wrong, for images that may not
+            be passed on.
         split: Rows of ``evaluate``, ``submit`` and ``pictures``; ``data.report_splits`` when not given.
         data: What is trained and evaluated on.
         model: The head.
@@ -210,6 +212,7 @@ class BrightConfig:
     evaluate_every: int = 1000
     metric: str = "mean_iou"
     dates: Dates = "both"
+    hide_images: bool = False
     split: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

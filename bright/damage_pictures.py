@@ -20,6 +20,8 @@ SCENES = "scenes.png"
 CURVES = "curves.png"
 SHARES = {"worst": 0.1, "median": 0.5, "good": 0.9}
 UNLABELLED = (128, 128, 128)
+VERDICTS = {"right": (47, 126, 216), "missed": (200, 30, 60), "false alarm": (240, 160, 30)}
+GROUND = (245, 245, 242)
 
 
 def draw(
@@ -65,6 +67,20 @@ def coloured(classes: np.ndarray) -> np.ndarray:
     return table[classes]
 
 
+def verdicts(mask: np.ndarray, damage: np.ndarray, unlabelled: np.ndarray) -> np.ndarray:
+    """Where a map is right and wrong: (H, W) labels and predictions -> (H, W, 3) uint8.
+
+    A pixel of class 1 and above predicted as its class is right, as another or as background missed;
+    background predicted as a class is a false alarm, the rest of the background is left pale.
+    """
+    picture = np.full((*mask.shape, 3), GROUND, dtype=np.uint8)
+    picture[(mask > 0) & (damage == mask)] = VERDICTS["right"]
+    picture[(mask > 0) & (damage != mask)] = VERDICTS["missed"]
+    picture[(mask == 0) & (damage > 0)] = VERDICTS["false alarm"]
+    picture[unlabelled] = UNLABELLED
+    return picture
+
+
 def shown(values: np.ndarray) -> np.ndarray:
     """(C, H, W) on [0, 1] as a picture, stretched between its 2nd and 98th percentiles: (H, W, 3) uint8."""
     planes = values[:3] if len(values) >= 3 else np.repeat(values[:1], 3, axis=0)
@@ -81,11 +97,19 @@ def _draw_scenes(
     chosen: dict[str, tuple[float, int, np.ndarray]],
 ) -> None:
     plt = _pyplot()
-    columns = ("optical before", f"{config.data.post_modality} after", "label", "predicted")
-    figure, panels = plt.subplots(len(chosen), len(columns), figsize=(9, 7), squeeze=False)
-    for row, (word, (value, place, damage)) in zip(panels, chosen.items(), strict=True):
+    columns: tuple[str, ...] = ("optical before", f"{config.data.post_modality} after", "label", "predicted")
+    if config.hide_images:
+        columns = ("",)
+    # Without the images a tile is one picture, and the tiles stand side by side.
+    shape = (1, len(chosen)) if config.hide_images else (len(chosen), len(columns))
+    size = (9, 3.6) if config.hide_images else (9, 7)
+    figure, panels = plt.subplots(*shape, figsize=size, squeeze=False)
+    rows = panels.reshape(len(chosen), len(columns))
+    for row, (word, (value, place, damage)) in zip(rows, chosen.items(), strict=True):
         before, after, mask = tiles.read(int(tiles.rows[place]))
-        pictures = (shown(before), shown(after), coloured(mask), coloured(damage))
+        pictures: tuple[np.ndarray, ...] = (shown(before), shown(after), coloured(mask), coloured(damage))
+        if config.hide_images:
+            pictures = (verdicts(mask, damage, mask >= len(config.data.classes)),)
         for panel, picture, title in zip(row, pictures, columns, strict=True):
             panel.imshow(picture, interpolation="nearest")
             panel.set_xticks([])
@@ -93,7 +117,11 @@ def _draw_scenes(
             panel.set_title(title, fontsize=8)
         row[0].set_ylabel(f"{word}: {config.metric.replace('_', ' ')} {value:.0f} %", fontsize=8)
         row[0].set_xlabel(splits.key(int(tiles.rows[place])), fontsize=7)
-    figure.tight_layout()
+    if config.hide_images:
+        for word, colour in VERDICTS.items():
+            rows[0][0].scatter([], [], marker="s", color=[tuple(part / 255 for part in colour)], label=word)
+        figure.legend(loc="lower center", ncols=len(VERDICTS), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.06 if config.hide_images else 0, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

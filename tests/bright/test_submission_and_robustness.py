@@ -48,6 +48,23 @@ def test_pictures_show_three_tiles_and_the_curves(
     assert (pixels == (182, 70, 69)).all(-1).sum() > 500  # destroyed houses of the labels
 
 
+def test_pictures_can_leave_the_images_out(
+    script: ModuleType, index: Path, trained: Path, tmp_path: Path
+) -> None:
+    hidden = words(index, tmp_path, f"--trained={trained}", "--hide_images=true")
+    assert script.main(["pictures", *hidden]) == 0
+    with Image.open(tmp_path / "scenes.png") as drawn:
+        pixels = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
+    from damage_pictures import GROUND, UNLABELLED, VERDICTS, verdicts
+
+    assert max((pixels == colour).all(-1).sum() for colour in VERDICTS.values()) > 500
+    assert not (pixels == (182, 70, 69)).all(-1).any()
+    mask, damage = np.array([[1, 2, 0, 0, 3]]), np.array([[1, 0, 2, 0, 1]])
+    unlabelled = np.array([[False, False, False, False, True]])
+    expected = [VERDICTS["right"], VERDICTS["missed"], VERDICTS["false alarm"], GROUND, UNLABELLED]
+    np.testing.assert_array_equal(verdicts(mask, damage, unlabelled)[0], expected)
+
+
 def archive_of(path: Path, files: dict[str, np.ndarray], form: str = "PNG") -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, values in files.items():
