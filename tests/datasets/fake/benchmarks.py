@@ -312,8 +312,8 @@ def _geonrw(root: Path) -> Expected:
             stem = f"{name}/{300 + seed}_{5600 + seed}"
             save(root / f"{stem}_rgb.jp2", picture(seed, 32))
             save_geotiff(root / f"{stem}_seg.tif", _halves(0, 1 + seed % 10)[..., None])
-            save_geotiff(root / f"{stem}_dem.tif", np.ones((32, 32, 1), np.float32))
-            paths = {"optical": f"{stem}_rgb.jp2", "mask": f"{stem}_seg.tif"}
+            save_geotiff(root / f"{stem}_dem.tif", picture(seed, 32, 1)[..., None].astype(np.float32))
+            paths = {"optical": f"{stem}_rgb.jp2", "sar": f"{stem}_dem.tif", "mask": f"{stem}_seg.tif"}
             rows.append({"source": "GeoNRW", "split": split, "group": stem, **paths})
     return Expected(rows=rows)
 
