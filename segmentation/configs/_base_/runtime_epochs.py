@@ -1,0 +1,2 @@
+_base_ = ["./runtime.py"]
+log_processor = dict(by_epoch=True)

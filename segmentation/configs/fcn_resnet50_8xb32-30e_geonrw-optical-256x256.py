@@ -1,0 +1,16 @@
+# GeoNRW by DeCUR's protocol: FCN on ResNet-50, optical images, 30 epochs of 256.
+# Data:     python datasets/prepare.py geonrw --root DIR --out data/geonrw --tile 250 --stride 250; or
+#           GEONRW_INDEX=INDEX_DIR
+# Command:  bash segmentation/scripts/train_8gpu.sh segmentation/configs/THIS_FILE ENCODER
+# Hardware: 8 GPUs of 24 GB, 32 windows each
+# Paper:    18.5 random, 46.7 DeCUR (all labels)
+# Ours:     not yet run
+# Notes:    Elevation is the index's `sar` image. --cfg-options model.backbone.frozen_stages=4 freezes the
+#           encoder; train_dataloader.dataset.fraction=0.01 takes 1 % of the windows.
+_base_ = [
+    "./_base_/models/fcn_resnet50_decur.py",
+    "./_base_/datasets/geonrw.py",
+    "./_base_/schedules/decur_30e.py",
+    "./_base_/runtime_epochs.py",
+]
+protocol = "paper"
