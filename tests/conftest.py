@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from command_lines import TOY_RUN
 from ddp_helpers import Launched, launch
 
 
@@ -18,34 +19,6 @@ def _one_thread() -> None:
 def toy_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 pairs, 8 optical and 12 SAR images of noise."""
     return toy.make_index(tmp_path_factory.mktemp("index"))
-
-
-TOY_RUN = [
-    "--method=toy",
-    "--device=cpu",
-    "--data.num_workers=0",
-    "--log.every=1",
-    "--log.tensorboard=false",
-    "--log.sentinel_every=0",
-    "--optim.batch_per_gpu=4",
-    "--optim.base_lr=0.1",
-    "--optim.warmup_epochs=1",
-]
-
-CODEMAE_RUN = [
-    "--method=codemae",
-    "--method.encoder.arch=hivit_tiny",
-    "--method.encoder.img_size=32",
-    "--method.decoder.dim=32",
-    "--method.decoder.depth=1",
-    "--method.decoder.num_heads=2",
-    "--method.okd.enabled=false",
-    "--device=cpu",
-    "--data.num_workers=0",
-    "--log.every=1",
-    "--log.tensorboard=false",
-    "--log.sentinel_every=0",
-]
 
 
 @pytest.fixture

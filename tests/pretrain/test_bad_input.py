@@ -27,7 +27,7 @@ def test_one_step_that_is_not_finite_is_skipped_and_logged(run_toy, tmp_path, me
 
 @pytest.mark.ddp
 def test_a_step_is_skipped_on_every_rank_alike(toy_index, tmp_path, metrics):
-    from conftest import TOY_RUN
+    from command_lines import TOY_RUN
     from ddp_helpers import launch_ranks
 
     where = [f"--data.index={toy_index}", f"--output_dir={tmp_path / 'run'}", "--optim.epochs=1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import toy
-from conftest import CODEMAE_RUN
+from command_lines import CODEMAE_RUN
 from ddp_helpers import free_port
 from PIL import Image
 

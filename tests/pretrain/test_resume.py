@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CODEMAE_RUN, TOY_RUN
+from command_lines import CODEMAE_RUN, TOY_RUN
 from ddp_helpers import Launched, launch, launch_ranks
 
 from codemae.checkpoint import load_run_state
