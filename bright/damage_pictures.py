@@ -126,15 +126,28 @@ def _draw_scenes(
     plt.close(figure)
 
 
+def running_mean(values: list[float]) -> np.ndarray:
+    """Mean of each value and those before it, as many as a tenth of the list."""
+    reach = max(1, len(values) // 10)
+    sums = np.cumsum([0.0, *values])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - reach)
+    mean: np.ndarray = (sums[ends] - sums[starts]) / (ends - starts)
+    return mean
+
+
 def _draw_curves(path: Path, lines: list[dict[str, Any]], metric: str) -> None:
     plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-    left.plot([line["step"] for line in lines], [line["loss"] for line in lines])
-    left.set_ylabel("loss")
     judged = [line for line in lines if metric in line]
-    right.plot([line["step"] for line in judged], [line[metric] for line in judged], "o-")
-    right.set_ylabel(f"{metric.replace('_', ' ')} (%) where the step is chosen")
-    for panel in (left, right):
+    figure, panels = plt.subplots(1, 2 if judged else 1, figsize=(9, 3), squeeze=False)
+    losses, steps = [line["loss"] for line in lines], [line["step"] for line in lines]
+    panels[0][0].plot(steps, losses, alpha=0.3)
+    panels[0][0].plot(steps, running_mean(losses), color="C0")
+    panels[0][0].set_ylabel("loss of a batch, and running mean")
+    if judged:
+        panels[0][1].plot([line["step"] for line in judged], [line[metric] for line in judged], "o-")
+        panels[0][1].set_ylabel(f"{metric.replace('_', ' ')} (%) where the step is chosen")
+    for panel in panels[0]:
         panel.set_xlabel("step")
         panel.grid(alpha=0.3)
     figure.tight_layout()

@@ -65,6 +65,14 @@ def test_pictures_can_leave_the_images_out(
     np.testing.assert_array_equal(verdicts(mask, damage, unlabelled)[0], expected)
 
 
+def test_the_running_mean_is_that_of_the_last_tenth(script: ModuleType) -> None:
+    from damage_pictures import running_mean
+
+    values = [float(value) for value in np.random.default_rng(0).normal(size=35)]
+    expected = [np.mean(values[max(0, place - 2) : place + 1]) for place in range(35)]
+    np.testing.assert_allclose(running_mean(values), expected)
+
+
 def archive_of(path: Path, files: dict[str, np.ndarray], form: str = "PNG") -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, values in files.items():
