@@ -23,6 +23,7 @@ from codemae.methods.cmid import CMID, CMIDConfig, LocalConfig, teacher_temperat
 from codemae.models.encoder import ENCODERS
 from codemae.models.factory import EncoderConfig, load_encoder
 from codemae.models.hivit import HiViT
+from codemae.models.itpn import ITPN
 from codemae.models.moving_average import rising_momentum
 from codemae.models.resnet import ResNet
 from codemae.models.swin import Swin
@@ -36,8 +37,8 @@ START = Progress(step=0, total_steps=10, epoch=0)
 
 @ENCODERS.register("cmid_test_hivit")
 def cmid_test_hivit(pyramid: bool = True, **kwargs: Any) -> HiViT:
-    assert not pyramid
-    return HiViT(embed_dim=32, depths=(1, 1, 2), num_heads=2, **kwargs)
+    shape: dict[str, Any] = {"embed_dim": 32, "depths": (1, 1, 2), "num_heads": 2}
+    return ITPN(fpn_dim=8, **shape, **kwargs) if pyramid else HiViT(**shape, **kwargs)
 
 
 @ENCODERS.register("cmid_test_swin")
@@ -65,6 +66,11 @@ def small(kind: str = "hivit", **changes: Any) -> CMIDConfig:
     config.local.hidden_dim, config.local.bottleneck_dim, config.local.prototypes = 16, 6, 5
     config.local.matches = 4
     return config
+
+
+def test_a_pyramid_that_no_term_trains_is_not_built() -> None:
+    (encoder,) = CMID(small()).encoders().values()
+    assert isinstance(encoder, HiViT) and not isinstance(encoder, ITPN)
 
 
 def without_augmentation(config: CMIDConfig) -> CMIDConfig:
