@@ -15,7 +15,7 @@ class ChunkedAttention(torch.autograd.Function):
 
     PyTorch's fused kernel takes 1.5 to 4 times as long in its bfloat16 backward pass at 49 and 196 tokens;
     written out over all heads at once, the scores of a decoder layer (10 MB at 8 images of 196 tokens) pass
-    through memory nine times.
+    through memory again and again.
     """
 
     @staticmethod
