@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -213,8 +214,7 @@ def pretrain(args: argparse.Namespace, name: str, cost: Cost, seed: int, folder:
     if os.waitstatus_to_exitcode(status):
         raise SystemExit(f"{PRETRAIN.name} failed for {name}, seed {seed}; its message is above")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    counted = [0, *(line["step"] for line in lines)]
-    spans = [after - before for before, after in zip(counted, counted[1:], strict=False)]
+    spans = [after - before for before, after in pairwise([0, *(line["step"] for line in lines)])]
     record = {
         "steps": steps,
         "tflop": steps * cost.gflop / 1e3,

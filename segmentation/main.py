@@ -159,7 +159,8 @@ def infer_scene(command: Command, config: Config) -> str:
             if both
             else f"the model takes one scene ({', '.join(facts)}): leave --sar out"
         )
-    scenes = dict(zip(facts, [words.scene, words.sar], strict=False))
+    given = [words.scene, words.sar] if both else [words.scene]
+    scenes = dict(zip(facts, given, strict=True))
     out = words.out or command.work_dir / f"{words.scene.stem}_classes.tif"
     result = map_scene(
         model,
