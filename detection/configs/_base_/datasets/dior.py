@@ -1,5 +1,6 @@
 # DIOR: trained on train and val together, scored on test, 800 x 800.
 # Annotations: python datasets/prepare.py dior --root $DIOR_ROOT --out $DIOR_INDEX
+_base_ = ["./coco_boxes.py"]
 data_root = "{{$DIOR_ROOT:data/dior}}"
 annotations = "{{$DIOR_INDEX:data/dior_index}}/annotations"
 dataset_name = "DIOR"
@@ -41,12 +42,9 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=True),
     batch_sampler=dict(type="AspectRatioBatchSampler"),
     dataset=dict(
+        _delete_=True,
         type="ConcatDataset",
         datasets=[
             dict(
@@ -62,26 +60,17 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="CheckedCocoDataset",
         ann_file=f"{annotations}/test.json",
         data_prefix=dict(img=data_root),
         metainfo=metainfo,
-        test_mode=True,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="CheckedCocoMetric", ann_file=f"{annotations}/test.json", metric="bbox")
+val_evaluator = dict(ann_file=f"{annotations}/test.json")
 test_evaluator = val_evaluator
 
 # Measured on trainval, in levels of 0 to 255, red, green, blue (official CoDe-MAE config).
-data_preprocessor = dict(
-    mean=[98.33, 101.306, 92.275], std=[51.038, 47.363, 47.672], bgr_to_rgb=True, pad_size_divisor=32
-)
+data_preprocessor = dict(mean=[98.33, 101.306, 92.275], std=[51.038, 47.363, 47.672])
 scene = dict(window=800, overlap=200)

@@ -1,5 +1,6 @@
 # Ships in optical images of 512 x 512, one class; the validation images are whole runs of neighbouring tiles.
 # Split: python detection/split_coco.py $SHIP_OPTICAL_ROOT/coco.json --images images --out $SHIP_OPTICAL_INDEX
+_base_ = ["./coco_boxes.py"]
 data_root = "{{$SHIP_OPTICAL_ROOT:data/ship_optical}}"
 annotations = "{{$SHIP_OPTICAL_INDEX:data/ship_optical_index}}/annotations"
 dataset_name = "ship_optical"
@@ -22,13 +23,10 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=0,
     persistent_workers=False,
-    sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
-        type="CheckedCocoDataset",
         ann_file=f"{annotations}/train.json",
         data_prefix=dict(img=data_root),
         metainfo=metainfo,
-        filter_cfg=dict(filter_empty_gt=True, min_size=32),
         pipeline=train_pipeline,
     ),
 )
@@ -36,23 +34,17 @@ val_dataloader = dict(
     batch_size=4,
     num_workers=0,
     persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="CheckedCocoDataset",
         ann_file=f"{annotations}/val.json",
         data_prefix=dict(img=data_root),
         metainfo=metainfo,
-        test_mode=True,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="CheckedCocoMetric", ann_file=f"{annotations}/val.json", metric="bbox")
+val_evaluator = dict(ann_file=f"{annotations}/val.json")
 test_evaluator = val_evaluator
 
 # Measured on all 262 images, in levels of 0 to 255, red, green, blue.
-data_preprocessor = dict(
-    mean=[78.32, 90.14, 91.99], std=[47.69, 40.14, 36.86], bgr_to_rgb=True, pad_size_divisor=32
-)
+data_preprocessor = dict(mean=[78.32, 90.14, 91.99], std=[47.69, 40.14, 36.86])
 scene = dict(window=512, overlap=192)
