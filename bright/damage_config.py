@@ -102,30 +102,6 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class LossConfig:
-    """Weights of the terms; see ``codemae.losses.segmentation.damage_losses``.
-
-    Attributes:
-        localisation_ce: Cross-entropy of building against background.
-        damage_ce: Cross-entropy of the damage classes.
-        localisation_lovasz: Lovasz-softmax of building against background.
-        damage_lovasz: Lovasz-softmax of the damage classes.
-        post_localisation: Cross-entropy of buildings seen in the second date alone. Above 0 the model also
-            answers where only the second date is there.
-    """
-
-    localisation_ce: float = 1.0
-    damage_ce: float = 1.0
-    localisation_lovasz: float = 0.0
-    damage_lovasz: float = 0.0
-    post_localisation: float = 0.0
-
-    def terms(self) -> DamageTerms:
-        """As the loss takes them."""
-        return DamageTerms(**vars(self))
-
-
-@dataclass(kw_only=True)
 class DamageOptim(SupervisedSettings):
     """The optimizer's settings, with the published ones as defaults: 30,000 steps of 8 pairs, poly.
 
@@ -192,7 +168,8 @@ class BrightConfig:
         split: Rows of ``evaluate``, ``submit`` and ``pictures``; ``data.report_splits`` when not given.
         data: What is trained and evaluated on.
         model: The head.
-        loss: The terms.
+        loss: Weights of the terms; with ``post_localisation`` above 0 the model also answers where only the
+            second date is there.
         augmentation: Of training.
         optim: Of training.
         tiling: Windows of evaluation and inference.
@@ -216,7 +193,7 @@ class BrightConfig:
     split: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: DamageTerms = field(default_factory=DamageTerms)
     augmentation: JointAugmentation = field(default_factory=JointAugmentation)
     optim: DamageOptim = field(default_factory=DamageOptim)
     tiling: TilingConfig = field(default_factory=TilingConfig)

@@ -1,9 +1,8 @@
 """Fine-tuning an encoder and a damage head on pairs of two dates."""
 
-import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +17,17 @@ from torch.utils.data import DataLoader
 from codemae.checkpoint import has_run_state
 from codemae.data.augmentation import ShuffledBatches
 from codemae.data.bitemporal import BitemporalTiles, training_statistics
-from codemae.distributed import barrier, broadcast_object, is_main, rank, world_size
+from codemae.distributed import barrier, is_main, rank, world_size
+from codemae.engine.best_step import BestStep, share_buffers, write_lines
 from codemae.engine.supervised import Checkpoints, SupervisedStep, train_supervised
 from codemae.evaluation.card import CARD_NAME, Card
-from codemae.evaluation.features import file_hash, rows_hash, weights_hash
+from codemae.evaluation.features import encoder_hash, rows_hash
 from codemae.losses.segmentation import damage_losses
 from codemae.models.damage import DamageModel
 from codemae.models.factory import load_encoder
 from codemae.models.layer_decay import parameter_groups
 
 Batch = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass
-class Chosen:
-    """The step that is reported; saved with the run so that a resumed one still knows it.
-
-    Attributes:
-        state: Its weights.
-        step: Steps done.
-        figure: On the split that chose it.
-    """
-
-    state: dict[str, Tensor] = field(default_factory=dict)
-    step: int = 0
-    figure: float = float("-inf")
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it; tensors are never written to in place."""
-        return {"state": dict(self.state), "step": self.step, "figure": self.figure}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from ``state_dict``."""
-        self.state, self.step, self.figure = state["state"], state["step"], state["figure"]
 
 
 def train(config: BrightConfig, device: torch.device) -> list[Card]:
@@ -67,7 +44,7 @@ def train(config: BrightConfig, device: torch.device) -> list[Card]:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     print_main(f"{len(rows)} training tiles, {splits.rule()}; {removed_words(description.removed)}")
 
-    chosen = Chosen()
+    chosen = BestStep()
     _fit(config, splits, model, chosen, device)
     description.step = chosen.step
     if is_main():
@@ -99,7 +76,7 @@ def report(
 
 
 def _fit(
-    config: BrightConfig, splits: Splits, model: DamageModel, chosen: Chosen, device: torch.device
+    config: BrightConfig, splits: Splits, model: DamageModel, chosen: BestStep, device: torch.device
 ) -> None:
     optim, folder = config.optim, Path(config.output_dir)
     tiles = BitemporalTiles(
@@ -139,9 +116,7 @@ def _fit(
     def loss_of(module: nn.Module, batch: Batch) -> Tensor:
         pre, post, mask = (part.to(device, non_blocking=True) for part in batch)
         output = module(pre, post)
-        terms = damage_losses(
-            output.localisation, output.damage, mask, config.loss.terms(), output.post_localisation
-        )
+        terms = damage_losses(output.localisation, output.damage, mask, config.loss, output.post_localisation)
         seen.append({name: value.detach() for name, value in terms.items()})
         return torch.stack(list(terms.values())).sum()
 
@@ -162,15 +137,13 @@ def _fit(
             score = evaluate_tiles(model, judged, splits.events, config, device)
             figure = figure_of(score, config.metric)
             line |= {"split": judge, config.metric: figure}
-            if figure > chosen.figure or not chosen.state:
-                chosen.figure, chosen.step, chosen.state = figure, step, host_state(model)
+            chosen.offer(model, step, figure)
         elif judged is None and last:
-            chosen.step, chosen.state = step, host_state(model)
+            chosen.offer(model, step)
         line["seconds"] = round(time.perf_counter() - since, 2)
         since = time.perf_counter()
-        if is_main():
-            with (folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        chosen.lines.append(line)
+        write_lines(folder / "metrics.jsonl", chosen.lines)
         shown = [f"{key} {value:.4g}" for key, value in line.items() if isinstance(value, float)]
         print_main(f"step {step}/{total}  " + "  ".join(shown))
 
@@ -259,7 +232,6 @@ def _load(config: BrightConfig, channels: dict[str, int] | None) -> Any:
 
 def _describe(config: BrightConfig, splits: Splits, encoder: Any) -> Description:
     train_rows = splits.train
-    parts = [rows_hash(splits.index, train_rows)]
     statistics = [
         training_statistics(splits.index, train_rows, name).to_dict()
         for name in ("optical", config.data.post_modality)
@@ -276,33 +248,16 @@ def _describe(config: BrightConfig, splits: Splits, encoder: Any) -> Description
         pre=statistics[0],
         post=statistics[1],
         encoder=config.encoder,
-        checkpoint_hash=(
-            file_hash(config.encoder) if Path(config.encoder).is_file() else weights_hash(encoder)
-        ),
+        checkpoint_hash=encoder_hash(config.encoder, encoder),
         protocol=config.protocol,
         selected_by=config.selected_by,
         step=0,
         seed=config.seed,
         training=_training_settings(config),
-        train_hash=parts[0],
+        train_hash=rows_hash(splits.index, train_rows),
         split_rule=splits.rule(),
         removed=splits.repeated(),
     )
-
-
-def share_buffers(model: nn.Module) -> None:
-    """Gives every process the main one's batch norm statistics, which each has counted on its own crops."""
-    if world_size() == 1:
-        return
-    shared = broadcast_object({name: buffer.cpu() for name, buffer in model.named_buffers()})
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(shared[name])
-
-
-def host_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def print_main(text: str) -> None:

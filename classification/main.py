@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import math
 import shutil
 import sys
@@ -30,6 +29,7 @@ from codemae.data.augmentation import (
 )
 from codemae.data.index import Index, open_index
 from codemae.distributed import gather_objects, is_main, process_group, rank, world_size
+from codemae.engine.best_step import BestStep, share_buffers, write_lines
 from codemae.engine.interruption import Interrupted
 from codemae.engine.supervised import (
     Checkpoints,
@@ -38,7 +38,7 @@ from codemae.engine.supervised import (
     SupervisedStep,
     train_supervised,
 )
-from codemae.evaluation.card import CARD_NAME, Card, joint_hash, sample_std, write_atomically
+from codemae.evaluation.card import CARD_NAME, Card, joint_hash, sample_std
 from codemae.evaluation.class_metrics import class_metrics
 from codemae.evaluation.features import encoder_hash, rows_hash
 from codemae.evaluation.metrics import metric_of, score
@@ -169,32 +169,16 @@ class Split:
 
 
 @dataclass
-class Chosen:
+class Chosen(BestStep):
     """The classifier of one seed that is reported, and how its training went; part of its checkpoint.
 
     Attributes:
-        state: Its weights.
-        epoch: Epochs done.
-        figure: On the split that selected it; none where none did.
-        last: The last epoch's figure on that split.
+        last: The last epoch's figure on the split that selects.
         losses: Of the steps of the epoch under way.
-        lines: Of ``metrics.jsonl``.
     """
 
-    state: dict[str, Tensor] = field(default_factory=dict)
-    epoch: int = 0
-    figure: float = float("-inf")
     last: float = float("-inf")
     losses: list[float] = field(default_factory=list)
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    def state_dict(self) -> dict[str, Any]:
-        """A copy of all fields."""
-        return vars(self) | {"losses": list(self.losses), "lines": list(self.lines)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes all fields."""
-        vars(self).update(state)
 
 
 def main(argv: Sequence[str] | None = None) -> Card:
@@ -368,18 +352,20 @@ class Classification:
             mean = float(np.mean(chosen.losses)) if chosen.losses else None
             line |= {"loss": mean, "grad_norm": report.grad_norm}
             chosen.losses.clear()
+            share_buffers(model)
             if judge is not None and (last or epoch % config.evaluate_every == 0):
                 figure = score(self._logits(model, judge), judge.labels)
                 line["test" if judge is self.test else "val"] = figure
                 chosen.last = figure
-                if figure > chosen.figure:
-                    chosen.figure, chosen.epoch, chosen.state = figure, epoch, host_state(model)
+                chosen.offer(model, report.step, figure)
             elif judge is None and last:
-                chosen.epoch, chosen.state = epoch, host_state(model)
+                chosen.offer(model, report.step)
             line["seconds"] = round(time.perf_counter() - since, 2)
             since = time.perf_counter()
             chosen.lines.append(line)
-            self._write_metrics(chosen)
+            # The seeds before this one stand first, whether they were trained just now or before a resume.
+            lines = [line for choice in (*self.finished, chosen) for line in choice.lines]
+            write_lines(self.folder / "metrics.jsonl", lines)
 
         train_supervised(
             model,
@@ -404,15 +390,9 @@ class Classification:
         )
         if is_main():
             held = f", {chosen.figure:.2f} % on {len(judge.rows)} held-out images" if judge else ""
-            print(f"seed {seed}: {len(train.rows)} images, epoch {chosen.epoch} reported{held}", flush=True)
+            said = f"seed {seed}: {len(train.rows)} images, epoch {chosen.step // steps} reported{held}"
+            print(said, flush=True)
         return chosen
-
-    def _write_metrics(self, current: Chosen) -> None:
-        """Writes ``metrics.jsonl`` whole, so that a resumed run leaves no line twice."""
-        if is_main():
-            lines = [line for choice in (*self.finished, current) for line in choice.lines]
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            write_atomically(self.folder / "metrics.jsonl", text.encode())
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same when a run goes on: all that decides which weights come out."""
@@ -560,11 +540,6 @@ def load_for(config: ClassifyConfig, index: Index) -> Any:
 def to_device(images: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Images of every modality on a device."""
     return {name: side.to(device, non_blocking=True) for name, side in images.items()}
-
-
-def host_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 if __name__ == "__main__":

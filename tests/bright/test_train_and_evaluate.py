@@ -104,6 +104,38 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
 
 
+def test_a_run_that_was_cut_off_after_its_last_save_logs_no_step_twice(
+    script: ModuleType, index: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import damage_training
+
+    whole, calls = damage_training.evaluate_tiles, []
+
+    class PowerLossError(Exception):
+        pass
+
+    def dying(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise PowerLossError
+        return whole(*args, **kwargs)
+
+    command = ["train", *words(index, tmp_path, "--optim.save_every=2")]
+    with monkeypatch.context() as patch, pytest.raises(PowerLossError):
+        patch.setattr(damage_training, "evaluate_tiles", dying)
+        script.main(command)
+    log = tmp_path / "metrics.jsonl"
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
+    assert script.main(command) == 0
+    straight, resumed = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (trained / "metrics.jsonl", log)
+    )
+    for line in (*straight, *resumed):
+        del line["seconds"]
+    assert resumed == straight
+
+
 @pytest.mark.parametrize("head", ["upernet", "difference"])
 def test_the_other_heads_train_on_the_same_data(
     script: ModuleType, index: Path, tmp_path: Path, head: str

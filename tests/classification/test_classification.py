@@ -233,6 +233,23 @@ def test_two_processes_train_and_score_as_one_that_accumulates(
         assert place == expected_place and loss == pytest.approx(expected, rel=1e-4)
 
 
+def chosen_state(arguments: list[str]) -> dict[str, torch.Tensor]:
+    """What the ranks evaluate, each by itself, at the end of the first seed."""
+    module = load_script("classification/main.py")
+    config = module.load_config(module.ClassifyConfig, arguments)
+    run = module.Classification(config, torch.device("cpu"))
+    run.run()
+    return run.finished[0].state
+
+
+@pytest.mark.ddp
+def test_two_processes_report_one_model_with_plain_batch_norm(index: Path, tmp_path: Path) -> None:
+    arguments = words(index, tmp_path / "out", "--seeds=1", "--head=batch_norm", "--optim.epochs=2")
+    main, other = run_on_ranks(chosen_state, arguments)
+    assert any("running_mean" in name for name in main)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in main.items())
+
+
 def fails(script: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stopped:
         script.main(arguments)
