@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codemae.data.batch import Batch
+
 NUM_DRAWS = 8
 """Uniform numbers that ``photometric`` takes for an image."""
 
@@ -45,6 +47,24 @@ class PhotometricConfig:
                 )
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(f"blur_sigma is (low, high) with 0 < low <= high, got {self.blur_sigma}")
+
+
+def augmented_view(batch: Batch, view: str, draws: Tensor, config: PhotometricConfig) -> Tensor:
+    """A view after its photometric changes, standardised by each sample's own statistics: (B, C, H, W).
+
+    Pixels that are NaN or infinite count as the mean in what happens to the others, and end as 0.
+
+    Args:
+        batch: Where the view is.
+        view: Its name.
+        draws: (B, ``NUM_DRAWS``) uniform in [0, 1).
+        config: What may happen.
+    """
+    modality = batch.modalities[view]
+    mean, std = (values[modality][:, :, None, None] for values in (batch.mean, batch.std))
+    known = batch.images[view].isfinite()
+    changed = photometric(torch.where(known, batch.unit(view), mean), draws, config)
+    return torch.where(known, (changed - mean) / std, 0.0)
 
 
 def photometric(images: Tensor, draws: Tensor, config: PhotometricConfig) -> Tensor:

@@ -33,6 +33,11 @@ def standardise_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
     return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + eps).sqrt()
 
 
+def unstandardise_patches(patches: Tensor, like: Tensor, eps: float = 1e-6) -> Tensor:
+    """Gives guesses of standardised patches the mean and deviation of the true patches they stand for."""
+    return patches * (like.var(-1, keepdim=True) + eps).sqrt() + like.mean(-1, keepdim=True)
+
+
 def reconstruction_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error over removed patches.
 

@@ -74,6 +74,26 @@ class Method(nn.Module):
         return {}
 
 
+def check_channels(index: Index, channels: Mapping[str, int]) -> None:
+    """Refuses an index with images of other channels than an encoder takes; gray ones always fit.
+
+    Args:
+        index: What is to be trained on.
+        channels: Input channels of each modality.
+
+    Raises:
+        ValueError: A source does not fit; the message says what to set.
+    """
+    for name, taken in channels.items():
+        for source in index.source_counts(name):
+            given = index.stats(source, name).channels
+            if given not in (1, taken):
+                raise ValueError(
+                    f"{name} images of {source!r} have {given} channels, the encoder takes {taken}; "
+                    f"set --method.encoder.channels.{name} {given}"
+                )
+
+
 class MethodRegistry(Registry[Any]):
     """The methods, with the config dataclass of each."""
 

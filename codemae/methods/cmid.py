@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from codemae import checkpoint, distributed
 from codemae.data.batch import Batch
 from codemae.data.cell_positions import matched_cells
-from codemae.data.photometric import NUM_DRAWS, PhotometricConfig, photometric
+from codemae.data.index import Index
+from codemae.data.photometric import NUM_DRAWS, PhotometricConfig, augmented_view
 from codemae.data.views import View, Views
 from codemae.losses.contrastive import prediction_loss, queue_info_nce
 from codemae.losses.frequency import focal_frequency_loss
 from codemae.losses.prototypes import moved_center, prototype_loss
 from codemae.losses.reconstruction import PixelLoss, masked_pixel_loss
-from codemae.methods.base import METHODS, Method, Progress
+from codemae.methods.base import METHODS, Method, Progress, check_channels
 from codemae.methods.codemae import PAIR, CropConfig, box_mean
+from codemae.methods.pictures import to_picture
 from codemae.models.encoder import Encoder
 from codemae.models.factory import EncoderConfig, build_encoder, takes
 from codemae.models.filling import block_mask, fill_removed, resize_mask
@@ -269,6 +271,10 @@ class CMID(Method):
         """The student."""
         return {"encoder": self.encoder}
 
+    def check_index(self, index: Index) -> None:
+        """Refuses an index with images of other channels than the encoder takes."""
+        check_channels(index, self.encoder.channels)
+
     def training_losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Terms ``spatial`` and ``frequency``, ``nce``, and ``local``, as far as enabled."""
         images, mask = self.images(batch), self.mask(batch)
@@ -301,14 +307,11 @@ class CMID(Method):
         draws = self._noise(batch)[:, -NUM_DRAWS:].chunk(len(self.config.modalities))
         images = {}
         for name, numbers in zip(self.config.modalities, draws, strict=True):
-            views = [view_name(name, number) for number in range(NUM_VIEWS)]
-            unit = torch.cat([batch.unit(view) for view in views])
-            changed = photometric(unit, numbers, getattr(self.config, name))
-            mean, std = (
-                values[name].repeat(NUM_VIEWS, 1)[:, :, None, None] for values in (batch.mean, batch.std)
+            views = enumerate(numbers.chunk(NUM_VIEWS))
+            changes = getattr(self.config, name)
+            images[name] = torch.cat(
+                [augmented_view(batch, view_name(name, number), part, changes) for number, part in views]
             )
-            known = torch.cat([batch.images[view] for view in views]).isfinite()
-            images[name] = torch.where(known, (changed - mean) / std, 0.0)
         return images
 
     def mask(self, batch: Batch) -> Tensor:
@@ -344,6 +347,8 @@ class CMID(Method):
             targets = self._targets(name, image)
             pixels = resize_mask(removed, image.shape[-2:])
             spatial.append(masked_pixel_loss(predictions, targets, pixels, config.pixel))
+            if not config.frequency_weight:
+                continue
             predictions, targets = self._for_spectra(predictions, targets, pixels)
             for guess, target in zip(predictions.chunk(NUM_VIEWS), targets.chunk(NUM_VIEWS), strict=True):
                 frequency.append(
@@ -462,10 +467,7 @@ class CMID(Method):
                 f"{name}_filled": self._targets(name, filled[name][:1]),
                 f"{name}_from_{name}": torch.lerp(target, guess, pixels.expand_as(guess)),
             }
-            mean, std = (values[name][:1, :, None, None] for values in (batch.mean, batch.std))
-            pictures.update(
-                {key: (picture * std + mean).clamp(0, 1)[0, :3] for key, picture in shown.items()}
-            )
+            pictures.update({key: to_picture(image, batch, name)[0] for key, image in shown.items()})
         return pictures
 
 

@@ -20,9 +20,16 @@ from codemae.data.index import Index
 from codemae.data.views import View, Views
 from codemae.losses.contrastive import symmetric_info_nce
 from codemae.losses.distillation import DistillationKind, distillation_loss
-from codemae.losses.reconstruction import patchify, reconstruction_loss, standardise_patches, unpatchify
+from codemae.losses.reconstruction import (
+    patchify,
+    reconstruction_loss,
+    standardise_patches,
+    unpatchify,
+    unstandardise_patches,
+)
 from codemae.methods.base import METHODS, Method, Progress
 from codemae.methods.graph import keep_in_graph
+from codemae.methods.pictures import to_picture
 from codemae.models.conditioning import ConditionedTokens, ContrastiveProjector, ContrastiveSpace
 from codemae.models.decoder import Decoder, DecoderEmbed
 from codemae.models.distillation_head import DistillationHead
@@ -390,7 +397,7 @@ class CoDeMAE(Method):
         guessed = self._decode(fused, masking).float()
         targets = self.self_targets(images, batch)
         if self.config.reconstruction.norm_target:
-            guessed = _unstandardise(guessed, gather_tokens(targets, masking.ids_removed))
+            guessed = unstandardise_patches(guessed, gather_tokens(targets, masking.ids_removed))
         pasted = targets.scatter(1, masking.ids_removed[:, :, None].expand_as(guessed), guessed)
         gray = targets * (1 - masking.mask[:, :, None])
         for name, whole, masked, filled in zip(
@@ -403,13 +410,13 @@ class CoDeMAE(Method):
                 (f"{name}_from_{name}", filled),
             ):
                 picture = unpatchify(patches, patch, grid)
-                pictures[key] = _stretch(picture) if shown_as_is else self._to_unit(picture, batch, name)
+                pictures[key] = _stretch(picture) if shown_as_is else to_picture(picture, batch, name)
 
         if self.config.cdr.enabled and batch.paired and self.config.cdr.target not in USES_UNNORMALISED:
             cross = self.cross_decoder(fused, masking).float()
             targets = self.cross_targets(images, batch)
             if self.config.cdr.norm_target:
-                cross = _unstandardise(cross, gather_tokens(targets, masking.ids_removed))
+                cross = unstandardise_patches(cross, gather_tokens(targets, masking.ids_removed))
             filled = targets.scatter(1, masking.ids_removed[:, :, None].expand_as(cross), cross)
             for source, other, truth, guess in zip(
                 PAIR, reversed(PAIR), targets.chunk(2), filled.chunk(2), strict=True
@@ -417,12 +424,8 @@ class CoDeMAE(Method):
                 for key, patches in ((f"{other}_target", truth), (f"{other}_from_{source}", guess)):
                     picture = unpatchify(patches, patch, grid).expand(-1, 3, -1, -1)
                     in_unit = self.config.cdr.computed_from == "image"
-                    pictures[key] = picture.clamp(0, 1) if in_unit else self._to_unit(picture, batch, other)
+                    pictures[key] = picture.clamp(0, 1) if in_unit else to_picture(picture, batch, other)
         return pictures
-
-    def _to_unit(self, picture: Tensor, batch: Batch, name: str) -> Tensor:
-        mean, std = batch.mean[name][:, :, None, None], batch.std[name][:, :, None, None]
-        return (picture * std.to(picture) + mean.to(picture)).clamp(0, 1)
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The first sample's ``reconstruct`` pictures."""
@@ -437,10 +440,6 @@ def box_mean(images: Tensor, size: int) -> Tensor:
 def _halves(masking: Masking) -> tuple[Masking, Masking]:
     first, second = zip(*(part.chunk(2) for part in masking), strict=True)
     return Masking(*first), Masking(*second)
-
-
-def _unstandardise(patches: Tensor, targets: Tensor) -> Tensor:
-    return patches * (targets.var(-1, keepdim=True) + 1e-6).sqrt() + targets.mean(-1, keepdim=True)
 
 
 def _stretch(images: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from codemae.data.batch import Batch
 from codemae.data.index import Index
-from codemae.data.photometric import NUM_DRAWS, PhotometricConfig, photometric
+from codemae.data.photometric import NUM_DRAWS, PhotometricConfig, augmented_view
 from codemae.data.views import View, Views
 from codemae.losses.contrastive import nt_xent, symmetric_info_nce
 from codemae.losses.redundancy import cross_correlation, redundancy_loss, vicreg_terms
-from codemae.methods.base import METHODS, Method, Progress
+from codemae.methods.base import METHODS, Method, Progress, check_channels
 from codemae.methods.codemae import PAIR, CropConfig
 from codemae.models.encoder import Encoder
 from codemae.models.factory import EncoderConfig, build_encoder, takes
@@ -196,15 +196,7 @@ class DeCUR(Method):
                 "this index has no pairs, and DeCUR learns from what two modalities of one place share; "
                 "make one with `python datasets/prepare.py pairs`"
             )
-        for name in PAIR:
-            wanted = self.config.encoder.channels[name]
-            for source in index.source_counts(name):
-                given = index.stats(source, name).channels
-                if given not in (1, wanted):
-                    raise ValueError(
-                        f"{name} images of {source!r} have {given} channels, the encoder takes {wanted}; "
-                        f"set --method.encoder.channels.{name} {given}"
-                    )
+        check_channels(index, {name: self.config.encoder.channels[name] for name in PAIR})
 
     def training_losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Terms ``intra_optical``, ``intra_sar`` and, for paired batches, ``common``, ``unique`` or others.
@@ -268,17 +260,9 @@ class DeCUR(Method):
 
     def augmented(self, batch: Batch, view: str) -> Tensor:
         """A view after its photometric changes, standardised: (B, C, H, W); missing pixels are 0."""
-        modality = batch.modalities[view]
-        mean, std = (values[modality][:, :, None, None] for values in (batch.mean, batch.std))
-        images = batch.images[view]
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        else:
-            images = torch.where(images.isfinite(), images, mean)
         place = list(self.views).index(view) * NUM_DRAWS
         draws = batch.mask_noise[:, place : place + NUM_DRAWS]
-        images = photometric(images, draws, getattr(self.config.augment, modality))
-        return (images - mean) / std
+        return augmented_view(batch, view, draws, getattr(self.config.augment, batch.modalities[view]))
 
     def embed(self, batch: Batch, view: str) -> Tensor:
         """Projected embeddings of an augmented view: (B, K)."""

@@ -10,10 +10,17 @@ from torch import Tensor, nn
 from codemae.data.batch import Batch
 from codemae.data.index import Index
 from codemae.data.views import View, Views
-from codemae.losses.reconstruction import patchify, reconstruction_loss, standardise_patches, unpatchify
-from codemae.methods.base import METHODS, Method, Progress
+from codemae.losses.reconstruction import (
+    patchify,
+    reconstruction_loss,
+    standardise_patches,
+    unpatchify,
+    unstandardise_patches,
+)
+from codemae.methods.base import METHODS, Method, Progress, check_channels
 from codemae.methods.codemae import PAIR, CropConfig, box_mean
 from codemae.methods.graph import keep_in_graph
+from codemae.methods.pictures import to_picture
 from codemae.models.cross_fusion import CrossAttended, CrossAttentionConfig, FusionConfig, XAttnDecoder
 from codemae.models.factory import EncoderConfig, build_encoder
 from codemae.models.fusion_decoder import LatentDecoder, QueryDecoder
@@ -163,14 +170,7 @@ class FusMAE(Method):
                 f"{', '.join(index.folders)}: Fus-MAE learns by fusing the two images of a pair and no "
                 "row has both; prepare pairs with `python datasets/prepare.py pairs`, or train another method"
             )
-        for name in PAIR:
-            for source in index.source_counts(name):
-                given, taken = index.stats(source, name).channels, self.encoder.channels[name]
-                if given not in (1, taken):
-                    raise ValueError(
-                        f"{name} images of {source} have {given} channels and the encoder takes {taken}; "
-                        f"set --method.encoder.channels.{name}={given}"
-                    )
+        check_channels(index, {name: self.encoder.channels[name] for name in PAIR})
 
     def training_losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Terms ``reconstruction_optical`` and ``reconstruction_sar``."""
@@ -265,19 +265,13 @@ class FusMAE(Method):
         for name, whole in self.targets(images).items():
             ids, guessed = maskings[name].ids_removed, predictions[name].float()
             if self.config.target.norm_target:
-                truth = gather_tokens(whole, ids)
-                guessed = guessed * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
+                guessed = unstandardise_patches(guessed, gather_tokens(whole, ids))
             filled = whole.scatter(1, ids[:, :, None].expand_as(guessed), guessed)
             masked = whole * (1 - maskings[name].mask[:, :, None])
             for key, patches in ((name, whole), (f"{name}_masked", masked), (f"{name}_from_{name}", filled)):
-                pictures[key] = self._picture(patches, batch, name)
+                image = unpatchify(patches, self.encoder.patch_size, self.encoder.grid)
+                pictures[key] = to_picture(image, batch, name)
         return pictures
-
-    def _picture(self, patches: Tensor, batch: Batch, name: str) -> Tensor:
-        image = unpatchify(patches, self.encoder.patch_size, self.encoder.grid)
-        unit = image * batch.std[name][:, :, None, None] + batch.mean[name][:, :, None, None]
-        shown = unit[:, :3] if unit.shape[1] >= 3 else unit[:, :1].expand(-1, 3, -1, -1)
-        return shown.clamp(0, 1)
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The first sample's ``reconstruct`` pictures."""

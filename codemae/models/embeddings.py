@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -45,8 +46,7 @@ class PatchEmbed(nn.Module):
         images = self._matched_channels(images)
         B, _, H, W = images.shape
         P = self.patch_size
-        if H % P or W % P:
-            raise ValueError(f"image of {H} x {W} px: both sides must be multiples of {P}; pad or resize it")
+        patch_grid(images, P)
         cells = (
             images.unflatten(3, (W // P, P)).unflatten(2, (H // P, P)).permute(0, 2, 4, 1, 3, 5)
         )  # (B,h,w,C,P,P)
@@ -68,6 +68,41 @@ class PatchEmbed(nn.Module):
             f"image has {given} channels, this patch embedding takes {wanted}; load the encoder with "
             f"channels={{modality: {given}}} (and channel_rule='sum', 'mean' or 'cycle') to adapt its weights"
         )
+
+
+def patch_grid(images: Tensor, side: int) -> tuple[int, int]:
+    """Rows and columns of patches of this side in (B, C, H, W).
+
+    Raises:
+        ValueError: The patches do not cover the images.
+    """
+    height, width = images.shape[-2:]
+    if height % side or width % side:
+        raise ValueError(
+            f"image of {height} x {width} px: both sides must be multiples of {side}; pad or resize it"
+        )
+    return height // side, width // side
+
+
+def fit_patch_embeddings(
+    state: Mapping[str, Tensor],
+    channels: Mapping[str, int],
+    rule: ChannelRule,
+    key: str = "patch_embed.{}.proj.weight",
+) -> dict[str, Tensor]:
+    """The weights, with the first convolution of each modality fitted to its number of channels.
+
+    Args:
+        state: Weights by name; those of other modalities stay as they are.
+        channels: Wanted channels of each modality.
+        rule: See ``adapt_channels``.
+        key: Name of a modality's first convolution.
+    """
+    fitted = dict(state)
+    for modality, count in channels.items():
+        if (name := key.format(modality)) in fitted:
+            fitted[name] = adapt_channels(fitted[name], count, rule)
+    return fitted
 
 
 def adapt_channels(weight: Tensor, channels: int, rule: ChannelRule = "cycle") -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from codemae import checkpoint
 from codemae.checkpoint import EncoderMetadata, InputSpec, WeightsError
@@ -27,6 +28,7 @@ class Encoder(nn.Module):
         inputs: The encoder file's input contract by modality.
         metadata: All of the encoder file's header.
         fuses: Whether ``pooled_together`` answers otherwise than ``pooled``.
+        checkpoint_activations: Whether ``run_block`` saves memory in training.
     """
 
     arch: str
@@ -38,6 +40,7 @@ class Encoder(nn.Module):
     inputs: dict[str, InputSpec]
     metadata: EncoderMetadata
     fuses: bool = False
+    checkpoint_activations: bool = False
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -52,6 +55,12 @@ class Encoder(nn.Module):
         """
         if modality not in self.channels:
             raise KeyError(f"this encoder knows {', '.join(self.modalities)}, not {modality!r}")
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """The block's output, recomputed in the backward pass where that is asked for."""
+        if self.checkpoint_activations and self.training:
+            return recomputed(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def forward(self, images: Tensor, modality: str) -> Tensor:
         """All tokens of the images: (B, C, H, W) -> (B, N, D)."""

@@ -1,6 +1,7 @@
 """A decoder of one modality whose queries ask the tokens of both before they attend to each other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,7 @@ class QueryDecoder(LatentDecoder):
 
     Args:
         attention: The cross-attention, at this decoder's width.
+        dim: Width.
         **kwargs: As for ``LatentDecoder``.
 
     Differs from MultiMAE: the cross-attention keeps its residual, as Eq. 10 of Fus-MAE writes it; the global
@@ -77,20 +79,8 @@ class QueryDecoder(LatentDecoder):
     Reference: Bachmann et al., "MultiMAE: Multi-modal Multi-task Masked Autoencoders", ECCV 2022.
     """
 
-    def __init__(
-        self,
-        attention: CrossAttentionConfig,
-        *,
-        level_dims: Sequence[int],
-        dim: int,
-        depth: int,
-        num_heads: int,
-        out_dim: int,
-        grid: tuple[int, int],
-    ) -> None:
-        super().__init__(
-            level_dims=level_dims, dim=dim, depth=depth, num_heads=num_heads, out_dim=out_dim, grid=grid
-        )
+    def __init__(self, attention: CrossAttentionConfig, *, dim: int, **kwargs: Any) -> None:
+        super().__init__(dim=dim, **kwargs)
         self.xattn = XAttnDecoder(dim, attention)
         self.own_embedding = nn.Parameter(torch.empty(1, 1, dim))
         self.other_embedding = nn.Parameter(torch.empty(1, 1, dim))

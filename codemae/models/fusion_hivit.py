@@ -40,11 +40,6 @@ class FusionHiViT(HiViT):
         together = rearrange(tokens, "(v b) m d -> b (v m) d", v=views)
         return rearrange(self.run_block(block, together), "b (v m) d -> (v b) m d", v=views)
 
-    def pooled_together(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean tokens (B, D) of each modality of the same ground, after both have seen each other."""
-        parts = self.encode(images).tokens.mean(dim=1).chunk(len(images))
-        return dict(zip(images, parts, strict=True))
-
     def read_initial(self, path_or_name: str) -> dict[str, Tensor]:
         """Weights of an encoder file that fuses alike; a plain HiViT lacks the block where streams meet."""
         return Encoder.read_initial(self, path_or_name)

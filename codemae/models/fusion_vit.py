@@ -1,6 +1,5 @@
 """A vision transformer over the tokens of one or two modalities, with cross-attended patch projection."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from codemae.losses.reconstruction import patchify
 from codemae.models.cross_fusion import FusionConfig, XAttnEncoder
-from codemae.models.embeddings import ChannelRule, adapt_channels, resize_pos_embed, sincos_positions
-from codemae.models.encoder import ENCODERS, Encoder
+from codemae.models.embeddings import patch_grid, sincos_positions
+from codemae.models.encoder import ENCODERS
 from codemae.models.layers import Block, LayerNorm, init_linear_xavier
+from codemae.models.maskable import MaskableEncoder
 from codemae.models.masking import gather_tokens
 
 
@@ -51,23 +50,19 @@ class PatchProjection(nn.Module):
     def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Projects all patches, or the kept ones."""
         wanted, given = self.proj.in_channels, images.shape[1]
-        H, W = images.shape[-2:]
         if given not in (1, wanted):
             raise ValueError(
                 f"image has {given} channels, this patch projection takes {wanted}; load the encoder with "
                 f"channels={{modality: {given}}} (and channel_rule='sum', 'mean' or 'cycle')"
             )
-        if H % self.patch_size or W % self.patch_size:
-            raise ValueError(
-                f"image of {H} x {W} px: both sides must be multiples of {self.patch_size}; pad or resize it"
-            )
+        patch_grid(images, self.patch_size)
         patches = patchify(images.expand(-1, wanted, -1, -1), self.patch_size)
         if ids_keep is not None:
             patches = gather_tokens(patches, ids_keep)
         return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
 
 
-class FusionViT(Encoder):
+class FusionViT(MaskableEncoder):
     """ViT that answers one modality, or two of the same ground together.
 
     Each modality has its patch projection and all share fixed positions. ``XAttnEncoder`` stands in place of
@@ -112,21 +107,17 @@ class FusionViT(Encoder):
         center: Sequence[str] = (),
         fusion: FusionConfig | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        if img_size % patch_size:
-            raise ValueError(f"img_size {img_size} is not a multiple of {patch_size}")
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            channels=channels,
+            center=center,
+            checkpoint_activations=checkpoint_activations,
+        )
         if depth < 2:
             raise ValueError(f"depth {depth}: at least one block must follow the first")
-        self.img_size = img_size
-        self.patch_size = patch_size
         self.embed_dim = embed_dim
-        self.channels = dict(channels or {"optical": 3, "sar": 3})
-        if unknown := set(center) - set(self.channels):
-            raise ValueError(f"center names {', '.join(unknown)}; known: {', '.join(self.channels)}")
-        self.center = tuple(center)
-        self.checkpoint_activations = checkpoint_activations
         self.fusion = FusionConfig.of(fusion)
-        self.grid = (img_size // patch_size, img_size // patch_size)
 
         self.patch_embed = nn.ModuleDict(
             {name: PatchProjection(count, embed_dim, patch_size) for name, count in self.channels.items()}
@@ -157,49 +148,17 @@ class FusionViT(Encoder):
             KeyError: A modality this encoder was not made for.
         """
         views, count = len(images), len(next(iter(images.values())))
-        if ids_keep is not None and len(ids_keep) == count:
-            ids_keep = ids_keep.repeat(views, 1)
-        kept = [None] * views if ids_keep is None else ids_keep.split(count)
-        x = torch.cat(
-            [self._embed(name, image, ids) for (name, image), ids in zip(images.items(), kept, strict=True)]
-        )
-        height, width = next(iter(images.values())).shape[-2:]
-        grid = (height // self.patch_size, width // self.patch_size)
-        positions = resize_pos_embed(self.absolute_pos_embed, grid, self.grid).expand(len(x), -1, -1)
-        x = x + (positions if ids_keep is None else gather_tokens(positions, ids_keep))
+        x, positions = self.embed(images, ids_keep)
+        x = x + positions
 
         blocks = list(self.blocks)
         if self.fusion.early:
-            x = self._run(blocks.pop(0), x, views)
+            x = self.run_block(blocks.pop(0), x, views)
         x = rearrange(x, "(v b) m d -> b (v m) d", v=views)
         x = torch.cat([x, self.cls_token.expand(count, -1, -1).to(x.dtype)], dim=1)
         for block in blocks:
-            x = self._run(block, x)
+            x = self.run_block(block, x)
         return Latents(rearrange(self.norm(x[:, :-1]), "b (v m) d -> (v b) m d", v=views))
-
-    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        if self.checkpoint_activations and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-    def _embed(self, modality: str, images: Tensor, ids_keep: Tensor | None) -> Tensor:
-        self.check_modality(modality)
-        if modality in self.center:
-            images = images - images.mean(dim=(2, 3), keepdim=True)
-        return self.patch_embed[modality](images, ids_keep)
-
-    def forward(self, images: Tensor, modality: str) -> Tensor:
-        """All patch tokens of images of one modality: (B, C, H, W) -> (B, N, D)."""
-        return self.encode({modality: images}).tokens
-
-    def forward_masked(self, images: Tensor, modality: str, ids_keep: Tensor) -> Tensor:
-        """Tokens of the kept patches: (B, C, H, W), (B, M) -> (B, M, D)."""
-        return self.encode({modality: images}, ids_keep).tokens
-
-    def pooled_together(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean tokens (B, D) of each modality of the same ground, after both have seen each other."""
-        parts = self.encode(images).tokens.mean(dim=1).chunk(len(images))
-        return dict(zip(images, parts, strict=True))
 
     def level_features(self, features: Latents) -> list[Tensor]:
         """The one level for a decoder, at stride P: (V B, M, 1, 1, D)."""
@@ -237,17 +196,6 @@ class FusionViT(Encoder):
             else:
                 ids[name] = len(self.blocks) + 1 if name.startswith("norm.") else 0
         return ids
-
-    def fit_state(self, state: Mapping[str, Tensor], rule: ChannelRule = "cycle") -> dict[str, Tensor]:
-        """Lays positions out for this encoder's grid and fits patch projections to its channels."""
-        fitted = dict(state)
-        if "absolute_pos_embed" in fitted:
-            fitted["absolute_pos_embed"] = resize_pos_embed(fitted["absolute_pos_embed"], self.grid)
-        for key, value in state.items():
-            found = re.fullmatch(r"patch_embed\.(\w+)\.proj\.weight", key)
-            if found and found[1] in self.channels:
-                fitted[key] = adapt_channels(value, self.channels[found[1]], rule)
-        return fitted
 
 
 def _register(name: str, about: str, **size: int) -> None:

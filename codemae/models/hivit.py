@@ -1,29 +1,17 @@
 """HiViT: a hierarchical vision transformer whose patches can be dropped before the first layer."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from codemae.models.embeddings import (
-    INNER,
-    ChannelRule,
-    PatchEmbed,
-    adapt_channels,
-    resize_pos_embed,
-    sincos_positions,
-)
-from codemae.models.encoder import Encoder
+from codemae.models.embeddings import INNER, PatchEmbed, sincos_positions
 from codemae.models.filling import resize_mask
 from codemae.models.layers import Block, LayerNorm, init_linear_xavier
-from codemae.models.masking import gather_tokens
+from codemae.models.maskable import MaskableEncoder
 
 
 @dataclass
@@ -56,7 +44,7 @@ class PatchMerge(nn.Module):
         return self.reduction(self.norm(rearrange(x, "b m (p i) (q j) d -> b m p q (j i d)", i=2, j=2)))
 
 
-class HiViT(Encoder):
+class HiViT(MaskableEncoder):
     """Encoder shared by all modalities, each with a patch embedding of its own.
 
     A 16-px patch is embedded as 4 x 4 cells; MLP blocks at strides 4 and 8 with a merge after each make one
@@ -99,18 +87,16 @@ class HiViT(Encoder):
         center: Sequence[str] = (),
         arch: str = "hivit",
     ) -> None:
-        super().__init__()
-        if img_size % self.patch_size:
-            raise ValueError(f"img_size {img_size} is not a multiple of {self.patch_size}")
+        super().__init__(
+            img_size=img_size,
+            patch_size=self.patch_size,
+            channels=channels,
+            center=center,
+            checkpoint_activations=checkpoint_activations,
+        )
         self.arch = arch
-        self.img_size = img_size
         self.embed_dim = embed_dim
         self.num_heads = num_heads
-        self.channels = dict(channels or {"optical": 3, "sar": 3})
-        if unknown := set(center) - set(self.channels):
-            raise ValueError(f"center names {', '.join(unknown)}; known: {', '.join(self.channels)}")
-        self.center = tuple(center)
-        self.checkpoint_activations = checkpoint_activations
         self.num_attention_blocks = depths[2]
 
         self.patch_embed = nn.ModuleDict(
@@ -119,7 +105,6 @@ class HiViT(Encoder):
                 for name, count in self.channels.items()
             }
         )
-        self.grid = (img_size // self.patch_size, img_size // self.patch_size)
         self.absolute_pos_embed = nn.Parameter(sincos_positions(embed_dim, self.grid))
         rates = np.linspace(0, drop_path, sum(depths)).tolist()
         self.blocks = nn.ModuleList(
@@ -160,21 +145,9 @@ class HiViT(Encoder):
         Raises:
             KeyError: A modality this encoder has no patch embedding for.
         """
-        count = len(next(iter(images.values())))
-        if ids_keep is not None and len(ids_keep) == count:
-            ids_keep = ids_keep.repeat(len(images), 1)
-        kept = [None] * len(images) if ids_keep is None else ids_keep.split(count)
-        x = torch.cat(
-            [self._embed(name, image, ids) for (name, image), ids in zip(images.items(), kept, strict=True)]
-        )
+        x, positions = self.embed(images, ids_keep)
         if added is not None:
             x = x + added.to(x.dtype)
-        height, width = next(iter(images.values())).shape[-2:]
-        positions = resize_pos_embed(
-            self.absolute_pos_embed, (height // self.patch_size, width // self.patch_size), self.grid
-        )
-        if ids_keep is not None:
-            positions = gather_tokens(positions.expand(len(ids_keep), -1, -1), ids_keep)
 
         stem, attention = self.blocks[: -self.num_attention_blocks], self.blocks[-self.num_attention_blocks :]
         levels = []
@@ -193,30 +166,6 @@ class HiViT(Encoder):
     def attend(self, block: nn.Module, tokens: Tensor, views: int) -> Tensor:
         """One attention block; each of the ``views`` modalities in the stack by itself."""
         return self.run_block(block, tokens)
-
-    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """The block's output, recomputed in the backward pass where that is asked for."""
-        if self.checkpoint_activations and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-    def _embed(self, modality: str, images: Tensor, ids_keep: Tensor | None) -> Tensor:
-        self.check_modality(modality)
-        if modality in self.center:
-            images = images - images.mean(dim=(2, 3), keepdim=True)
-        return self.patch_embed[modality](images, ids_keep)
-
-    def forward(self, images: Tensor, modality: str) -> Tensor:
-        """All tokens of the images: (B, C, H, W) -> (B, N, D)."""
-        return self.encode({modality: images}).tokens
-
-    def forward_masked(self, images: Tensor, modality: str, ids_keep: Tensor) -> Tensor:
-        """Tokens of the kept patches: (B, C, H, W), (B, M) -> (B, M, D)."""
-        return self.encode({modality: images}, ids_keep).tokens
-
-    def pooled(self, images: Tensor, modality: str) -> Tensor:
-        """Mean over the tokens: (B, C, H, W) -> (B, D)."""
-        return self(images, modality).mean(dim=1)
 
     @property
     def stem_dim(self) -> int:
@@ -279,14 +228,3 @@ class HiViT(Encoder):
         from codemae.weights import read_encoder_state
 
         return read_encoder_state(path_or_name, pyramid=type(self) is not HiViT)
-
-    def fit_state(self, state: Mapping[str, Tensor], rule: ChannelRule = "cycle") -> dict[str, Tensor]:
-        """Fits positions to the encoder's grid and patch embeddings to its channels."""
-        fitted = dict(state)
-        if (key := "absolute_pos_embed") in fitted and fitted[key].shape != self.absolute_pos_embed.shape:
-            fitted[key] = resize_pos_embed(fitted[key], self.grid)
-        for key, value in state.items():
-            found = re.fullmatch(r"patch_embed\.(\w+)\.proj\.weight", key)
-            if found and found[1] in self.channels:
-                fitted[key] = adapt_channels(value, self.channels[found[1]], rule)
-        return fitted

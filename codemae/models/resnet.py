@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from codemae import checkpoint
 from codemae.models.deformable import DeformableAttention
-from codemae.models.embeddings import ChannelRule, adapt_channels
+from codemae.models.embeddings import ChannelRule, fit_patch_embeddings
 from codemae.models.encoder import ENCODERS, Encoder
 from codemae.models.filling import resize_mask
 from codemae.models.timm_features import as_channels
@@ -170,10 +170,8 @@ class ResNet(Encoder):
 
     def fit_state(self, state: Mapping[str, Tensor], rule: ChannelRule = "cycle") -> dict[str, Tensor]:
         """Fits first convolutions to this encoder's channels and position biases to its image size."""
-        fitted, own = dict(state), self.state_dict()
-        for name, count in self.channels.items():
-            if (key := f"stem.{name}.weight") in fitted:
-                fitted[key] = adapt_channels(fitted[key], count, rule)
+        fitted = fit_patch_embeddings(state, self.channels, rule, key="stem.{}.weight")
+        own = self.state_dict()
         for key in [key for key in fitted if key.endswith(".bias_table")]:
             if key in own and own[key].shape != fitted[key].shape:
                 resized = F.interpolate(

@@ -1,6 +1,5 @@
 """Swin Transformer: timm's stages behind the encoder interface."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +7,11 @@ import torch
 from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from codemae.models.embeddings import ChannelRule, adapt_channels
+from codemae.models.embeddings import ChannelRule, fit_patch_embeddings, patch_grid
 from codemae.models.encoder import ENCODERS, Encoder
 from codemae.models.filling import resize_mask
+from codemae.models.timm_features import as_channels
 
 STEM_STRIDE = 4
 
@@ -94,14 +93,8 @@ class Swin(Encoder):
 
     def _embed(self, modality: str, images: Tensor) -> Tensor:
         self.check_modality(modality)
-        if images.shape[1] == 1 and self.channels[modality] > 1:
-            images = images.expand(-1, self.channels[modality], -1, -1)
-        height, width = images.shape[-2:]
-        if height % STEM_STRIDE or width % STEM_STRIDE:
-            raise ValueError(
-                f"image of {height} x {width} px: both sides must be multiples of {STEM_STRIDE}; "
-                "pad or resize it"
-            )
+        images = as_channels(images, self.channels[modality])
+        patch_grid(images, STEM_STRIDE)
         return self.patch_embed[modality](images)
 
     def _stages(self, x: Tensor) -> list[Tensor]:
@@ -110,10 +103,7 @@ class Swin(Encoder):
         for stage in self.layers:
             x = stage.downsample(x)
             for block in stage.blocks:
-                if self.checkpoint_activations and self.training:
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
+                x = self.run_block(block, x)
             maps.append(x)
         maps[-1] = self.norm(x)
         return maps
@@ -167,12 +157,7 @@ class Swin(Encoder):
 
     def fit_state(self, state: Mapping[str, Tensor], rule: ChannelRule = "cycle") -> dict[str, Tensor]:
         """Fits patch embeddings to this encoder's channels."""
-        fitted = dict(state)
-        for key, value in state.items():
-            found = re.fullmatch(r"patch_embed\.(\w+)\.proj\.weight", key)
-            if found and found[1] in self.channels:
-                fitted[key] = adapt_channels(value, self.channels[found[1]], rule)
-        return fitted
+        return fit_patch_embeddings(state, self.channels, rule)
 
 
 @ENCODERS.register

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from codemae.models.embeddings import ChannelRule, adapt_channels, resize_pos_embed
+from codemae.models.embeddings import ChannelRule, fit_patch_embeddings, patch_grid, resize_pos_embed
 from codemae.models.encoder import ENCODERS, Encoder
 from codemae.models.timm_features import as_channels
 
@@ -75,21 +74,12 @@ class ViT(Encoder):
     def forward(self, images: Tensor, modality: str) -> Tensor:
         """All tokens of the images: (B, C, H, W) -> (B, N, D)."""
         self.check_modality(modality)
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"image of {height} x {width} px: both sides must be multiples of {self.patch_size}; "
-                "pad or resize it"
-            )
-        grid = (height // self.patch_size, width // self.patch_size)
+        grid = patch_grid(images, self.patch_size)
         x = self.patch_embed[modality](as_channels(images, self.channels[modality]))
         assert isinstance(self.trunk.pos_embed, Tensor)
         x = x + resize_pos_embed(self.trunk.pos_embed, grid, self.grid)
         for block in self.trunk.blocks:
-            if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = self.run_block(block, x)
         return self.trunk.norm(x)
 
     def layer_ids(self) -> dict[str, int]:
@@ -105,12 +95,9 @@ class ViT(Encoder):
 
     def fit_state(self, state: Mapping[str, Tensor], rule: ChannelRule = "cycle") -> dict[str, Tensor]:
         """Fits positions to the encoder's grid and patch embeddings to its channels."""
-        fitted = dict(state)
+        fitted = fit_patch_embeddings(state, self.channels, rule)
         if (key := "trunk.pos_embed") in fitted and fitted[key].shape[1] != self.grid[0] * self.grid[1]:
             fitted[key] = resize_pos_embed(fitted[key], self.grid)
-        for name, count in self.channels.items():
-            if (key := f"patch_embed.{name}.proj.weight") in fitted:
-                fitted[key] = adapt_channels(fitted[key], count, rule)
         return fitted
 
 

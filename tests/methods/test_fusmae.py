@@ -258,7 +258,7 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(toy_index: Path, tmp_pa
         method.check_index(open_index([str(alone)], None))
     config = paper()
     config.encoder.channels = {"optical": 12, "sar": 2}
-    with pytest.raises(ValueError, match="3 channels and the encoder takes 12; .*channels.optical=3"):
+    with pytest.raises(ValueError, match="3 channels, the encoder takes 12; .*channels.optical 3"):
         build(config).check_index(open_index([str(toy_index)], None))
     config.encoder.channels = {"optical": 3}
     with pytest.raises(ValueError, match="channels lacks sar"):
