@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from flops import gflop
 
+from codemae.analysis.run_encoders import encoder_files
 from codemae.checkpoint import read_encoder
 from codemae.config import load_config
 from codemae.data.batch import Batch
@@ -94,7 +95,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys, the same for every method"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        parser.error("--seeds: at least 1")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -109,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             folder = args.out / Path(name).stem / f"seed_{seed}"
             pretrain(args, name, costs[name], seed, folder)
             probe(args, folder, seed)
-            write_table(args.out, summarise(args.out, args.configs, costs))
-    result = summarise(args.out, args.configs, costs)
-    print(write_table(args.out, result))
+            result = summarise(args.out, args.configs, costs)
+            table = write_table(args.out, result)
+    print(table)
     print(json.dumps(result))
     return result
 
@@ -232,7 +236,7 @@ def pretrain(args: argparse.Namespace, name: str, cost: Cost, seed: int, folder:
 def probe(args: argparse.Namespace, folder: Path, seed: int) -> None:
     """Probes a run's encoders, and fresh weights of the same shape, on each modality they take."""
     for modality in MODALITY_NAMES:
-        index, file = getattr(args, modality), encoder_of(folder, modality)
+        index, file = getattr(args, modality), encoder_files(folder).get(modality)
         if index is None or file is None:
             continue
         for kind, encoder in (("probe", str(file)), ("random", f"random:{file}")):
@@ -248,14 +252,6 @@ def probe(args: argparse.Namespace, folder: Path, seed: int) -> None:
                 raise SystemExit(f"{PROBE.parent.name} failed for {encoder}; its message is above")
 
 
-def encoder_of(folder: Path, modality: str) -> Path | None:
-    """The encoder file of a run that takes a modality."""
-    for file in sorted(folder.glob("*.safetensors")):
-        if modality in read_encoder(file)[1].inputs:
-            return file
-    return None
-
-
 def summarise(out: Path, configs: Sequence[str], costs: Mapping[str, Cost]) -> dict[str, Any]:
     """Means and deviations over the seeds that are done, by method, and of fresh weights by encoder."""
     rows: dict[str, Any] = {}
@@ -265,7 +261,7 @@ def summarise(out: Path, configs: Sequence[str], costs: Mapping[str, Cost]) -> d
             continue
         records = [json.loads(file.read_text()) for file in folders]
         runs = [file.parent for file in folders]
-        first = next(iter(sorted(runs[0].glob("*.safetensors"))))
+        first = next(iter(encoder_files(runs[0]).values()))
         keys = sorted(set.intersection(*(set(record) for record in records)))
         row: dict[str, Any] = {key: statistics.fmean(record[key] for record in records) for key in keys}
         row |= {"encoder": read_encoder(first)[1].arch, "seeds": len(runs), "gflop_a_step": costs[name].gflop}

@@ -21,6 +21,7 @@ import torch
 
 from codemae.analysis.factors import factor_scores
 from codemae.analysis.pairs import whole_views
+from codemae.analysis.run_encoders import encoder_files
 from codemae.data.dataset import Draw, PairDataset
 from codemae.data.index import open_index
 from codemae.data.synthetic.factors import FACTOR_SIDES
@@ -36,7 +37,6 @@ METHOD_CONFIGS = (
     "ablations/tiny_without_cdr",
     "ablations/tiny_ccl_raw",
 )
-RANDOM = "random weights"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,7 +58,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys, the same for every method"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        parser.error("--seeds: at least 1")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for name in args.configs:
             folder = args.out / Path(name).stem / f"seed_{seed}"
             equal_cost.pretrain(args, name, costs[name], seed, folder)
-            for kind, label in (("factors", Path(name).stem), ("random", RANDOM)):
+            for kind, label in (("factors", Path(name).stem), ("random", equal_cost.RANDOM)):
                 if kind == "factors" or name == args.configs[0]:
                     scores.setdefault(label, []).append(read_out(args, folder, kind, seed))
     result = {name: means(runs) for name, runs in scores.items()}
@@ -95,8 +98,7 @@ def read_out(args: argparse.Namespace, folder: Path, kind: str, seed: int) -> di
     if not file.exists():
         scores = {}
         for modality in MODALITY_NAMES:
-            encoder = equal_cost.encoder_of(folder, modality)
-            if encoder is not None:
+            if encoder := encoder_files(folder).get(modality):
                 name = str(encoder) if kind == "factors" else f"random:{encoder}"
                 scores[modality] = scores_of(args, name, modality, seed)
         file.write_text(json.dumps(scores))

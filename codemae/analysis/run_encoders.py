@@ -43,19 +43,28 @@ class EncoderPair(nn.Module):
         return self.encoders[modality].pooled(images, modality)  # type: ignore[operator]
 
 
+def encoder_files(folder: Path) -> dict[str, Path]:
+    """The encoder file of each modality in a run folder: one for all, or one for each.
+
+    Raises:
+        FileNotFoundError: The folder holds no encoder file.
+    """
+    whole = folder / ENCODER_FILE
+    files = [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no {ENCODER_FILE}; pretrain first, or name an encoder file")
+    return {modality: file for file in files for modality in read_encoder(file)[1].inputs}
+
+
 def load_run_encoder(target: str | Path) -> nn.Module:
     """The encoder of a run folder, or of anything ``load_encoder`` takes.
 
     Raises:
         FileNotFoundError: The folder holds no encoder file.
     """
-    folder = Path(target)
-    if not folder.is_dir():
+    if not Path(target).is_dir():
         return load_encoder(target)
-    if (folder / ENCODER_FILE).exists():
-        return load_encoder(folder / ENCODER_FILE)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no {ENCODER_FILE}; pretrain first, or name an encoder file")
-    by_modality = {modality: file for file in files for modality in read_encoder(file)[1].inputs}
-    return EncoderPair({modality: load_encoder(file) for modality, file in sorted(by_modality.items())})
+    files = encoder_files(Path(target))
+    if len(set(files.values())) == 1:
+        return load_encoder(next(iter(files.values())))
+    return EncoderPair({modality: load_encoder(file) for modality, file in sorted(files.items())})

@@ -93,7 +93,7 @@ def test_nothing_to_probe_is_one_sentence() -> None:
 def test_factors_are_read_from_each_modality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--tflop=0.01", "--seeds=1", "--train=16", "--test=60", "--size=32", f"--out={tmp_path}"]
     result = twin_factors.main([*words, "--configs", CONFIG, "--set", *SMALL])
-    assert set(result) == {CONFIG, twin_factors.RANDOM}
+    assert set(result) == {CONFIG, equal_cost.RANDOM}
     for scores in result.values():
         assert set(scores) == {"optical", "sar"} and set(scores["optical"]) == set(FACTOR_SIDES)
         assert all(0 <= mean <= 1 for side in scores.values() for mean, _ in side.values())
