@@ -91,6 +91,7 @@ class ModelConfig:
         variant: How the encoder's layers are numbered for the layer decay.
         layer_decay: Factor of the learning rate from a layer to the one before it; 1 for none.
         checkpoint_activations: Recompute attention blocks in the backward pass to save memory.
+        center: Modalities whose images lose their own mean on entry; the encoder's own choice when not given.
     """
 
     head: DamageHead = "damageformer"
@@ -99,6 +100,7 @@ class ModelConfig:
     variant: Variant = "official"
     layer_decay: float = 0.85
     checkpoint_activations: bool = False
+    center: list[str] | None = None
 
 
 @dataclass(kw_only=True)

@@ -224,6 +224,7 @@ def _load(config: BrightConfig, channels: dict[str, int] | None) -> Any:
         config.encoder,
         img_size=config.augmentation.crop,
         channels=channels,
+        center=config.model.center,
         seed=config.init_seed,
         drop_path=config.model.drop_path,
         checkpoint_activations=config.model.checkpoint_activations,

@@ -1,7 +1,7 @@
 """The encoder as a backbone, registered once where both frameworks look."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, cast
 
@@ -52,6 +52,7 @@ class CoDeMAEBackbone(BaseModule):
         checkpoint_activations: Recompute attention blocks in the backward pass to save memory.
         img_size: Side that positions are laid out for; the encoder's own when None. Other sizes interpolate.
         channels: Input channels of each modality where they differ from the encoder's.
+        center: Modalities whose images lose their own mean on entry; the encoder's own choice when None.
         seed: Of the weights of ``random:``.
         source: With ``arch``: name and hash of the weights that training once started from.
         init_cfg: Ignored; frameworks pass it to every module.
@@ -77,6 +78,7 @@ class CoDeMAEBackbone(BaseModule):
         checkpoint_activations: bool = False,
         img_size: int | None = None,
         channels: Mapping[str, int] | None = None,
+        center: Sequence[str] | None = None,
         seed: int = 0,
         source: Mapping[str, str] | None = None,
         init_cfg: Any = None,
@@ -95,7 +97,8 @@ class CoDeMAEBackbone(BaseModule):
             kwargs = dict(arch)
             built: nn.Module = create_encoder(kwargs.pop("name"), **kwargs, **passed)
         else:
-            built = _load(str(encoder), {"img_size": img_size, "channels": channels, "seed": seed, **passed})
+            given = {"img_size": img_size, "channels": channels, "center": center, "seed": seed}
+            built = _load(str(encoder), given | passed)
         self.encoder = cast(Encoder, built)
         name = str(encoder) if encoder is not None else self.encoder.arch
         self.source = dict(source or {"encoder": name, "checkpoint_hash": encoder_hash(name, built)})

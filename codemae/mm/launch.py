@@ -24,7 +24,7 @@ from codemae.models.layer_decay import LayerDecayError
 BACKBONE = CoDeMAEBackbone.__name__
 LOADER = "LoadReadableImage"
 BAD_SAMPLES = "bad_samples.txt"
-FROM_CHECKPOINT = ("encoder", "img_size", "channels", "seed")
+FROM_CHECKPOINT = ("encoder", "img_size", "channels", "center", "seed")
 """Arguments of the backbone that a checkpoint's description of its encoder replaces."""
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ def load_encoder(
     img_size: int | None = None,
     channels: Mapping[str, int] | None = None,
     channel_rule: ChannelRule = "cycle",
+    center: Sequence[str] | None = None,
     seed: int = 0,
     **kwargs: Any,
 ) -> nn.Module:
@@ -107,6 +108,8 @@ def load_encoder(
         img_size: Image side the positions are laid out for; the file's own when not given.
         channels: Input channels by modality where they differ from the file's.
         channel_rule: How patch embeddings adapt to them.
+        center: Modalities whose images lose their own mean on entry, where it is to differ from the file's:
+            none of them for tasks in which brightness itself is the answer, as water is dark in SAR.
         seed: For ``random:``, the seed of the initialisation; the global generator is left untouched.
         **kwargs: Passed to the encoder (``drop_path``, ``checkpoint_activations``).
 
@@ -116,10 +119,13 @@ def load_encoder(
     Raises:
         FileNotFoundError: No such file, and no such name.
         codemae.checkpoint.WeightsError: The file is damaged, unsafe, or does not fit.
+        ValueError: ``center`` for an encoder that leaves images as they are.
     """
     name = str(path_or_name)
     if name.startswith("random:"):
-        return _random_encoder(name.removeprefix("random:"), seed, img_size, channels, kwargs)
+        return _random_encoder(name.removeprefix("random:"), seed, img_size, channels, center, kwargs)
+    if name.startswith(("timm:", "torchgeo:")) or name == "efficientnet_lite0":
+        _set_center({}, name, center)
     if name.startswith("timm:") or name == "efficientnet_lite0":
         from codemae.models.timm_encoder import TimmEncoder
 
@@ -138,6 +144,7 @@ def load_encoder(
         arch_kwargs["img_size"] = img_size
     if channels:
         arch_kwargs["channels"] = {**arch_kwargs.get("channels", {"optical": 3, "sar": 3}), **channels}
+    _set_center(arch_kwargs, metadata.arch, center)
     encoder = create_encoder(metadata.arch, **arch_kwargs, **kwargs)
     checkpoint.load_strictly(encoder, encoder.fit_state(state, channel_rule))
     encoder.inputs = metadata.inputs
@@ -146,7 +153,12 @@ def load_encoder(
 
 
 def _random_encoder(
-    arch: str, seed: int, img_size: int | None, channels: Mapping[str, int] | None, kwargs: dict[str, Any]
+    arch: str,
+    seed: int,
+    img_size: int | None,
+    channels: Mapping[str, int] | None,
+    center: Sequence[str] | None,
+    kwargs: dict[str, Any],
 ) -> nn.Module:
     inputs = None
     if arch not in ENCODERS and Path(arch).exists():
@@ -157,9 +169,19 @@ def _random_encoder(
         kwargs["img_size"] = img_size
     if channels:
         kwargs["channels"] = dict(channels)
+    _set_center(kwargs, arch, center)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = create_encoder(arch, **kwargs)
     if inputs is not None:
         encoder.inputs = inputs
     return encoder.eval()
+
+
+def _set_center(kwargs: dict[str, Any], arch: str, center: Sequence[str] | None) -> None:
+    if center is None:
+        return
+    if arch in ENCODERS and takes(arch, "center"):
+        kwargs["center"] = list(center)
+    elif center:
+        raise ValueError(f"{arch} cannot center {', '.join(center)} images; give no center")

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,14 +7,14 @@ from small_encoders import SMALL
 
 from codemae.checkpoint import EncoderMetadata, WeightsError, is_encoder_file, save_encoder, save_weights
 from codemae.models.encoder import Encoder
-from codemae.models.factory import EncoderConfig, build_encoder, create_encoder, takes
+from codemae.models.factory import EncoderConfig, build_encoder, create_encoder, load_encoder, takes
 from codemae.models.layer_decay import parameter_groups
 
 RESNET, VIT = SMALL["resnet50"], SMALL["vit_small"]
 
 
-def saved(path: Path, arch: str) -> Encoder:
-    encoder = create_encoder(arch, img_size=32, channels={"sar": 1})
+def saved(path: Path, arch: str, **options: Any) -> Encoder:
+    encoder = create_encoder(arch, img_size=32, channels={"sar": 1}, **options)
     metadata = EncoderMetadata(arch=arch, arch_kwargs=encoder.arch_kwargs, inputs={}, method="decur", steps=1)
     save_encoder(path, encoder, metadata)
     return encoder
@@ -37,6 +38,24 @@ def test_a_run_starts_from_a_file_of_its_own_architecture_alone(tmp_path: Path) 
         assert torch.equal(started.state_dict()[name], value)
     with pytest.raises(WeightsError, match=r"is a vit_test; method\.encoder\.arch is resnet_test"):
         build_encoder(EncoderConfig(arch=RESNET, img_size=32, channels={"sar": 1}, init=str(path)))
+
+
+@pytest.mark.parametrize("prefix", ["", "random:"])
+def test_a_task_may_ask_for_brightness_where_pretraining_took_it_away(tmp_path: Path, prefix: str) -> None:
+    path, images = tmp_path / "encoder.safetensors", torch.rand(2, 1, 32, 32)
+    saved(path, "hivit_tiny", center=["sar"])
+    for center, same in ((None, True), ([], False)):
+        encoder: Any = load_encoder(f"{prefix}{path}", center=center)
+        assert torch.allclose(encoder(images, "sar"), encoder(images + 1, "sar"), atol=1e-5) is same
+        assert encoder.arch_kwargs["center"] == ["sar"][:same]
+
+
+def test_centering_is_refused_where_an_encoder_cannot(tmp_path: Path) -> None:
+    saved(tmp_path / "encoder.safetensors", RESNET)
+    for name in (str(tmp_path / "encoder.safetensors"), f"random:{RESNET}", "efficientnet_lite0"):
+        with pytest.raises(ValueError, match=r"cannot center sar images; give no center"):
+            load_encoder(name, center=["sar"])
+    load_encoder(f"random:{RESNET}", center=[])
 
 
 def test_encoder_files_are_known_by_their_header(tmp_path: Path) -> None:
