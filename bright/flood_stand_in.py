@@ -2,6 +2,7 @@
 
 The folder holds opt/<scene>_before.png, opt/<scene>_after.png, sar/<scene>_after.png, mask/<scene>.png (0 and
 255) and scenes.csv with the columns scene and split, as OMBRIA's images come when they are sorted by scene.
+A scene's name in the index begins with ``clouded`` or ``clear``: whether clouds hide its optical after image.
 """
 
 import argparse
@@ -11,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codemae.data.images import ImageError, Location, read_picture, size_of
+import numpy as np
+
+from codemae.data.images import ImageError, Location, Picture, read_picture, size_of
 from codemae.data.index import write_index
 from codemae.data.index_file import IndexFileError
 from codemae.data.masks import read_mask
@@ -21,6 +24,8 @@ from codemae.data.statistics import IndexStatistics
 SOURCE = "OMBRIA"
 SPLITS = {"train": "train", "val": "val"}
 AFTER = {"sar": "sar/{}_after.png", "optical": "opt/{}_after.png"}
+WHITE = 0.25 * 255
+CLOUDED = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +63,7 @@ def write(root: Path, out: Path, after: str) -> dict[str, int]:
         scene, split = line["scene"], SPLITS[line["split"]]
         paths = {"optical": f"opt/{scene}_before.png", "post": AFTER[after].format(scene)}
         pictures = {side: read_picture(Location(str(root / path))) for side, path in paths.items()}
+        optical_after = read_picture(Location(str(root / AFTER["optical"].format(scene))))
         mask = f"mask/{scene}.png"
         sizes = {size_of(picture) for picture in pictures.values()}
         sizes.add(read_mask(Location(str(root / mask))).shape)
@@ -66,11 +72,18 @@ def write(root: Path, out: Path, after: str) -> dict[str, int]:
         if split == "train":
             surveys["optical"].add(pictures["optical"])
             surveys[after].add(pictures["post"])
-        rows.append({"source": SOURCE, "split": split, "group": scene, "mask": mask, **paths})
+        sky = "clouded" if whitened(pictures["optical"], optical_after) >= CLOUDED else "clear"
+        rows.append({"source": SOURCE, "split": split, "group": f"{sky}_{scene}", "mask": mask, **paths})
     statistics = {name: survey.statistics(survey.scaling()) for name, survey in surveys.items()}
     classes = ("background", "flood")
     write_index(out, rows, IndexStatistics(sources={SOURCE: statistics}, classes=classes), root)
     return {split: sum(row["split"] == split for row in rows) for split in sorted(set(SPLITS.values()))}
+
+
+def whitened(before: Picture, after: Picture) -> float:
+    """Share of the pixels that turned white: the darkest channel went above a quarter of the range."""
+    darkest_before, darkest_after = (np.asarray(side).min(axis=-1) for side in (before, after))
+    return float(((darkest_after > WHITE) & (darkest_before <= WHITE)).mean())
 
 
 if __name__ == "__main__":
