@@ -92,6 +92,7 @@ class ModelConfig:
         layer_decay: Factor of the learning rate from a layer to the one before it; 1 for none.
         checkpoint_activations: Recompute attention blocks in the backward pass to save memory.
         center: Modalities whose images lose their own mean on entry; the encoder's own choice when not given.
+        norm_levels: LayerNorm over the channels of each level before the head; see ``DamageModel``.
     """
 
     head: DamageHead = "damageformer"
@@ -101,6 +102,7 @@ class ModelConfig:
     layer_decay: float = 0.85
     checkpoint_activations: bool = False
     center: list[str] | None = None
+    norm_levels: bool = False
 
 
 @dataclass(kw_only=True)

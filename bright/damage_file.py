@@ -32,6 +32,7 @@ class Description:
         head: ``damageformer``, ``upernet`` or ``difference``.
         width: Channels inside the head.
         post_localisation: Whether it localises in the second date alone.
+        norm_levels: Whether each level of the pyramid is normalised before the head.
         pre: Statistics of the first date's training images.
         post: Statistics of the second date's.
         encoder: What it started from, as the user named it.
@@ -62,6 +63,7 @@ class Description:
     selected_by: SelectedBy
     step: int
     seed: int
+    norm_levels: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     train_hash: str = ""
     split_rule: str = ""
@@ -82,6 +84,7 @@ class Description:
             head=self.head,
             width=self.width,
             post_localisation=self.post_localisation,
+            norm_levels=self.norm_levels,
             seed=self.seed,
         )
 

@@ -254,6 +254,7 @@ def _describe(config: BrightConfig, splits: Splits, encoder: Any) -> Description
         selected_by=config.selected_by,
         step=0,
         seed=config.seed,
+        norm_levels=config.model.norm_levels,
         training=_training_settings(config),
         train_hash=rows_hash(splits.index, train_rows),
         split_rule=splits.rule(),

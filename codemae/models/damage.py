@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from codemae.models.hivit import HiViT
@@ -213,6 +214,9 @@ class DamageModel(nn.Module):
         head: ``damageformer``, ``upernet`` or ``difference``.
         width: Channels inside the head.
         post_localisation: Whether buildings are also found in the second date alone (``damageformer``).
+        norm_levels: LayerNorm over the channels of each level before the head, as pretraining's decoder has.
+            Without it the coarse levels of a pretrained HiViT, ten times as large as the fine ones, drown
+            these where levels are joined.
         seed: Of the head's first weights; the global generator is left untouched.
 
     Shape:
@@ -229,6 +233,7 @@ class DamageModel(nn.Module):
         head: DamageHead = "damageformer",
         width: int = 256,
         post_localisation: bool = False,
+        norm_levels: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -237,6 +242,7 @@ class DamageModel(nn.Module):
         self.post_modality = post_modality
         self.num_classes = num_classes
         dims = tuple(cast(Any, encoder).pyramid_dims)
+        self.norms = nn.ModuleList(LayerNorm2d(dim) for dim in dims if norm_levels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if head == "damageformer":
@@ -263,6 +269,8 @@ class DamageModel(nn.Module):
         maps = list(cast(Any, self.encoder).pyramid(images, modality))
         if isinstance(self.encoder, HiViT):
             maps[-1] = F.max_pool2d(maps[-2], 2, ceil_mode=True)
+        if self.norms:
+            maps = [norm(level) for norm, level in zip(self.norms, maps, strict=True)]
         return maps
 
     def forward(self, pre: Tensor | None, post: Tensor | None) -> DamageOutput:
