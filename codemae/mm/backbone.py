@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from codemae.checkpoint import EncoderMetadata, WeightsError
@@ -48,6 +49,8 @@ class CoDeMAEBackbone(BaseModule):
         stride64: ``max`` or ``average`` adds a fifth map, pooled from the fourth; None adds none.
         frozen_stages: -1 trains all; 0 freezes patch embeddings and positions, 1, 2 and 3 also the blocks at
             strides 4, 8 and 16, 4 the whole encoder. Frozen parts stay in eval mode.
+        norm_maps: LayerNorm over the channels of each map of each modality, as pretraining's decoder has. The
+            coarse maps of a pretrained HiViT are otherwise several times as large as the fine ones.
         drop_path: Largest stochastic depth rate.
         checkpoint_activations: Recompute attention blocks in the backward pass to save memory.
         img_size: Side that positions are laid out for; the encoder's own when None. Other sizes interpolate.
@@ -74,6 +77,7 @@ class CoDeMAEBackbone(BaseModule):
         out_channels: int | None = None,
         stride64: Literal["max", "average"] | None = None,
         frozen_stages: int = -1,
+        norm_maps: bool = False,
         drop_path: float = 0.0,
         checkpoint_activations: bool = False,
         img_size: int | None = None,
@@ -104,6 +108,13 @@ class CoDeMAEBackbone(BaseModule):
         self.source = dict(source or {"encoder": name, "checkpoint_hash": encoder_hash(name, built)})
         self.modalities = _modalities(self.encoder, modality)
         self.stride64 = stride64
+        self.norms = nn.ModuleDict(
+            {
+                name: nn.ModuleList(LayerNorm2d(width) for width in _widths(self.encoder))
+                for name in self.modalities
+                if norm_maps
+            }
+        )
         widths = [width * len(self.modalities) for width in _widths(self.encoder)]
         self.align = nn.ModuleList()
         if out_channels is not None and any(width != out_channels for width in widths):
@@ -137,7 +148,7 @@ class CoDeMAEBackbone(BaseModule):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps at strides 4, 8, 16, 32 and perhaps 64."""
         parts = images.split([self._channels(images, name) for name in self.modalities], dim=1)
-        pyramids = [self.encoder.pyramid(p, name) for p, name in zip(parts, self.modalities, strict=True)]
+        pyramids = [self._maps(part, name) for part, name in zip(parts, self.modalities, strict=True)]
         maps = [
             torch.cat(level, dim=1) if len(level) > 1 else level[0] for level in zip(*pyramids, strict=True)
         ]
@@ -148,6 +159,13 @@ class CoDeMAEBackbone(BaseModule):
         elif self.stride64 == "max":
             maps.append(F.max_pool2d(maps[-1], 2, ceil_mode=True))
         return tuple(maps)
+
+    def _maps(self, images: Tensor, modality: str) -> Sequence[Tensor]:
+        maps: Sequence[Tensor] = self.encoder.pyramid(images, modality)
+        if modality in self.norms:
+            norms = cast(nn.ModuleList, self.norms[modality])
+            return [norm(level) for norm, level in zip(norms, maps, strict=True)]
+        return maps
 
     def description(self) -> dict[str, Any]:
         """What rebuilds the encoder and heads its file: the fields of ``EncoderMetadata`` as plain values."""

@@ -63,7 +63,13 @@ def script() -> ModuleType:
 
 def words(index: Path, output: Path, *more: str) -> list[str]:
     named: dict[str, object] = {"encoder": "random:hivit_tiny", "data.index": index, "output_dir": output}
-    named |= {"model.width": 8, "augmentation.crop": 32, "optim.max_steps": 4, "optim.warmup_steps": 1}
+    named |= {
+        "model.width": 8,
+        "model.norm_levels": True,
+        "augmentation.crop": 32,
+        "optim.max_steps": 4,
+        "optim.warmup_steps": 1,
+    }
     named |= {"optim.batch_size": 2, "optim.lr": 1e-3, "evaluate_every": 2, "loss.post_localisation": 0.5}
     named |= {"tiling.window": 32, "tiling.overlap": 16, "tiling.panel": 64, "device": "cpu"}
     return [f"--{key}={value}" for key, value in named.items()] + list(more)

@@ -83,12 +83,26 @@ def test_both_modalities_are_encoded_by_themselves() -> None:
     assert both.out_channels == [192] * 4
 
 
+def test_normalised_maps_are_those_of_the_pyramid_with_each_pixel_standardised() -> None:
+    images = torch.randn(1, 6, *SIZE, generator=torch.Generator().manual_seed(4))
+    backbone = CoDeMAEBackbone(encoder="random:hivit_tiny", modality="both", norm_maps=True).eval()
+    for name, norms in backbone.norms.items():
+        assert [tuple(norm.weight.shape) for norm in norms] == [(96,)] * 4, name
+    sides = [backbone.encoder.pyramid(images[:, c : c + 3], m) for c, m in ((0, "optical"), (3, "sar"))]
+    for level, *parts in zip(backbone(images), *sides, strict=True):
+        spread = [
+            (p - p.mean(1, keepdim=True)) / (p.var(1, keepdim=True, correction=0) + 1e-6) ** 0.5
+            for p in parts
+        ]
+        torch.testing.assert_close(level, torch.cat(spread, dim=1), rtol=1e-4, atol=1e-5)
+
+
 def test_another_width_is_reached_by_a_convolution_a_level() -> None:
     images = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(4))
     narrow = CoDeMAEBackbone(encoder="random:hivit_tiny", out_channels=32, stride64="max").eval()
     assert narrow.out_channels == [32] * 5
     for level, raw, align in zip(
-        narrow(images), narrow.encoder.pyramid(images, "optical"), narrow.align, strict=False
+        narrow(images)[:4], narrow.encoder.pyramid(images, "optical"), narrow.align, strict=True
     ):
         weight, bias = align.weight[:, :, 0, 0], align.bias
         expected = torch.einsum("od,bdhw->bohw", weight, raw) + bias[:, None, None]

@@ -44,6 +44,18 @@ def test_the_coarsest_level_is_the_maximum_over_the_one_before() -> None:
     assert torch.equal(levels[3], F.max_pool2d(levels[2], 2))
 
 
+@pytest.mark.parametrize("norm_levels", [True, False])
+def test_normalised_levels_make_the_size_of_the_encoders_maps_irrelevant(
+    norm_levels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = model(norm_levels=norm_levels).eval()
+    pre, post = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 32, 32)
+    before = network(pre, post).damage
+    pyramid = network.encoder.pyramid
+    monkeypatch.setattr(network.encoder, "pyramid", lambda *given: [30 * m for m in pyramid(*given)])
+    assert torch.allclose(network(pre, post).damage, before, atol=1e-3) is norm_levels
+
+
 def test_one_date_alone_defines_localisation_only() -> None:
     network = model(post_localisation=True).eval()
     pre, post = torch.randn(1, 3, 32, 32), torch.randn(1, 1, 32, 32)
