@@ -6,6 +6,7 @@ import pytest
 import torch
 from data_makers import ROOT
 from detection_data import make_ships
+from gradients import reached_parameters
 
 pytest.importorskip("mmdet")
 
@@ -92,14 +93,16 @@ def test_a_config_trains_a_step_and_predicts(
     model = revert_sync_batchnorm(model)
     model.init_weights()
     optimizer = build_optim_wrapper(model, config.optim_wrapper)
+    reached = reached_parameters(model)
     before = [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     losses = model.train_step(batch, optimizer)
     assert torch.isfinite(losses["loss"]) and losses["loss"] > 0
     after = [parameter for parameter in model.parameters() if parameter.requires_grad]
     moved = sum(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    # A batch of random crops without an object leaves some gradients below what float32 can add to a 1.
+    # Crops without an object leave some gradients at zero; DDP needs one for each all the same.
     assert moved > 0.7 * len(after)
+    assert reached == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     model.eval()
     batch = next(iter(Runner.build_dataloader(config.test_dataloader, seed=0)))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from data_makers import ROOT
+from gradients import reached_parameters
 
 pytest.importorskip("mmseg")
 
@@ -48,9 +49,11 @@ def test_config_trains_one_step_and_predicts(
     assert len(training.metainfo["classes"]) == len(values) == config.model.decode_head.num_classes
     model: Any = MODELS.build(config.model)
     optimizer = build_optim_wrapper(model, config.optim_wrapper)
+    reached = reached_parameters(model)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     losses = model.train().train_step(pseudo_collate([training[0], training[1]]), optimizer)
     assert torch.isfinite(losses["loss"])
+    assert reached == {key for key, value in model.named_parameters() if value.requires_grad}
     moved = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
     for modality in ("optical", "sar"):
         used = config.model.backbone.modality in (modality, "both")
