@@ -9,6 +9,7 @@ what is there so far; the last line is one JSON object.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -33,7 +34,7 @@ from codemae.data.batch import Batch
 from codemae.distributed import select_device
 from codemae.engine.pretraining import PretrainConfig
 from codemae.engine.run import Run
-from codemae.evaluation.card import Card, sample_std
+from codemae.evaluation.card import CARD_NAME, Card, sample_std
 from codemae.evaluation.tables import as_table
 from codemae.methods.base import METHODS
 from codemae.modality import MODALITY_NAMES
@@ -240,8 +241,8 @@ def probe(args: argparse.Namespace, folder: Path, seed: int) -> None:
         if index is None or file is None:
             continue
         for kind, encoder in (("probe", str(file)), ("random", f"random:{file}")):
-            output = folder / f"{kind}_{modality}"
-            if (output / "results.json").exists():
+            output = card_folder(folder, kind, modality)
+            if (output / CARD_NAME).exists():
                 continue
             command = [
                 *(sys.executable, str(PROBE), "--config", str(PROBE_CONFIG), "--encoder", encoder),
@@ -250,6 +251,15 @@ def probe(args: argparse.Namespace, folder: Path, seed: int) -> None:
             ]
             if subprocess.run(command).returncode:
                 raise SystemExit(f"{PROBE.parent.name} failed for {encoder}; its message is above")
+
+
+def card_folder(run: Path, kind: str, modality: str) -> Path:
+    """Where the card of a run's probe is, or of fresh weights, which runs of the same architecture share."""
+    if kind == "probe":
+        return run / f"probe_{modality}"
+    metadata = read_encoder(encoder_files(run)[modality])[1]
+    shape = hashlib.sha256(json.dumps(metadata.arch_kwargs, sort_keys=True).encode()).hexdigest()[:8]
+    return run.parents[1] / "random_weights" / f"{metadata.arch}_{shape}" / f"{run.name}_{modality}"
 
 
 def summarise(out: Path, configs: Sequence[str], costs: Mapping[str, Cost]) -> dict[str, Any]:
@@ -267,18 +277,15 @@ def summarise(out: Path, configs: Sequence[str], costs: Mapping[str, Cost]) -> d
         row |= {"encoder": read_encoder(first)[1].arch, "seeds": len(runs), "gflop_a_step": costs[name].gflop}
         for modality in MODALITY_NAMES:
             for kind in ("probe", "random"):
-                cards = [Card.load(run / f"{kind}_{modality}") for run in runs if done(run, kind, modality)]
+                probed = [run for run in runs if modality in encoder_files(run)]
+                places = [card_folder(run, kind, modality) for run in probed]
+                cards = [Card.load(place) for place in places if (place / CARD_NAME).exists()]
                 if cards:
                     values = [card.mean for card in cards]
                     mean, std = statistics.fmean(values), sample_std(values)
                     row[f"{kind}_{modality}"] = {"values": values, "mean": mean, "std": std}
         rows[Path(name).stem] = row
     return rows
-
-
-def done(run: Path, kind: str, modality: str) -> bool:
-    """Whether a probe has its card."""
-    return (run / f"{kind}_{modality}" / "results.json").exists()
 
 
 def write_table(out: Path, rows: Mapping[str, Any]) -> str:

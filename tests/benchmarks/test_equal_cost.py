@@ -62,6 +62,8 @@ def test_a_budget_becomes_steps_and_the_queue_is_not_run_twice(words: list[str],
     assert {"probe_optical", "probe_sar", "random_optical", "random_sar"} <= set(result)
     table = (tmp_path / "queue" / "table.md").read_text()
     assert table in first.stdout and "random weights" in table
+    fresh = sorted(path.name for path in (tmp_path / "queue" / "random_weights").glob("hivit_tiny_*/*"))
+    assert fresh == ["seed_0_optical", "seed_0_sar"]
     stamp = (queue / "seed_0" / "encoder.safetensors").stat().st_mtime_ns
     again = run([*words, "--tflop=0.01"])
     assert (queue / "seed_0" / "encoder.safetensors").stat().st_mtime_ns == stamp
