@@ -15,7 +15,7 @@ _base_ = [
 ]
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    backbone=dict(encoder="random:hivit_tiny", drop_path=0.05, center=[]),
+    backbone=dict(encoder="random:hivit_tiny", drop_path=0.05, center=[], norm_maps=True),
     neck=dict(in_channels=[192, 192, 192, 192], out_channels=96),
     decode_head=dict(in_channels=[96, 96, 96, 96], channels=96, num_classes=2),
     auxiliary_head=dict(in_channels=96, channels=48, num_classes=2),
