@@ -83,16 +83,23 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--index", required=True, help="indexes to pretrain on, with commas between")
     parser.add_argument("--optical", help="labelled index whose optical images are probed")
     parser.add_argument("--sar", help="labelled index whose SAR images are probed")
+    parser.add_argument("--shots", type=int, default=10, help="labelled images a class of the probe (10)")
+    parser.add_argument("--probe-size", type=int, default=96, help="side of the probed images (96)")
+    return parse_queue(parser, argv, METHOD_CONFIGS, Path("runs/equal_cost"))
+
+
+def parse_queue(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, configs: Sequence[str], out: Path
+) -> argparse.Namespace:
+    """Reads a command line to which the words that every queue takes are added."""
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--tflop", type=float, help="10^12 operations each method may spend")
     budget.add_argument("--minutes", type=float, help="minutes of computing each method may spend")
     parser.add_argument("--seeds", type=int, default=3, help="pretraining runs of each method (3)")
-    parser.add_argument("--shots", type=int, default=10, help="labelled images a class of the probe (10)")
-    parser.add_argument("--probe-size", type=int, default=96, help="side of the probed images (96)")
     parser.add_argument(
-        "--configs", nargs="+", default=list(METHOD_CONFIGS), help="names in pretrain/configs, or YAML files"
+        "--configs", nargs="+", default=list(configs), help="names in pretrain/configs, or YAML files"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/equal_cost"), help="folder of the queue")
+    parser.add_argument("--out", type=Path, default=out, help="folder of the queue")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys, the same for every method"
     )

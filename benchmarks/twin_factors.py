@@ -44,24 +44,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--tflop", type=float, help="10^12 operations each method may spend")
-    budget.add_argument("--minutes", type=float, help="minutes of computing each method may spend")
-    parser.add_argument("--seeds", type=int, default=3, help="pretraining runs of each method (3)")
     parser.add_argument("--train", type=int, default=2000, help="synthetic pairs to pretrain on (2000)")
     parser.add_argument("--test", type=int, default=1000, help="pairs the factors are read from (1000)")
     parser.add_argument("--size", type=int, default=96, help="side of the pictures (96)")
-    parser.add_argument(
-        "--configs", nargs="+", default=list(METHOD_CONFIGS), help="names in pretrain/configs, or YAML files"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/twin_factors"), help="folder of the queue")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys, the same for every method"
-    )
-    args = parser.parse_args(argv)
-    if args.seeds < 1:
-        parser.error("--seeds: at least 1")
-    return args
+    return equal_cost.parse_queue(parser, argv, METHOD_CONFIGS, Path("runs/twin_factors"))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
