@@ -21,7 +21,7 @@ from codemae.mm.checkpoints import export_encoder, read_mm_checkpoint  # noqa: E
 from codemae.models.factory import create_encoder, load_encoder  # noqa: E402
 
 pytestmark = pytest.mark.mm
-CONFIG = "detection/configs/faster-rcnn_hivit-tiny_itpn_1xb4-2x_ship-optical.py"
+CONFIG = "detection/configs/faster-rcnn_hivit-tiny_itpn_1xb4-40e_ship-optical.py"
 SMALL = [
     "train_dataloader.dataset.pipeline.2.crop_size=(64,64)",
     "test_dataloader.dataset.pipeline.1.scale=(96,96)",

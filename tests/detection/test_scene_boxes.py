@@ -174,7 +174,7 @@ def test_one_window_gives_what_the_detector_gives(tmp_path: Path, ships: Path) -
     from mmengine.registry import MODELS, init_default_scope
 
     config = Config.fromfile(
-        ROOT / "detection" / "configs" / "faster-rcnn_hivit-tiny_itpn_1xb4-2x_ship-optical.py"
+        ROOT / "detection" / "configs" / "faster-rcnn_hivit-tiny_itpn_1xb4-40e_ship-optical.py"
     )
     init_default_scope("mmdet")
     torch.manual_seed(0)
