@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
@@ -98,7 +99,8 @@ class CoDeMAEBackbone(BaseModule):
                 "name the first on the command line with --encoder"
             )
         if arch is not None:
-            kwargs = dict(arch)
+            # A config's own dictionary type must not reach a checkpoint, which holds plain values alone.
+            kwargs = arch.to_dict() if isinstance(arch, ConfigDict) else dict(arch)
             built: nn.Module = create_encoder(kwargs.pop("name"), **kwargs, **passed)
         else:
             given = {"img_size": img_size, "channels": channels, "center": center, "seed": seed}

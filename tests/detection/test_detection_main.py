@@ -39,8 +39,9 @@ def script() -> ModuleType:
 
 def encoder_file(path: Path) -> Path:
     torch.manual_seed(5)
-    encoder = create_encoder("hivit_tiny")
-    metadata = EncoderMetadata(arch="hivit_tiny", arch_kwargs={}, inputs={}, method="codemae", steps=3)
+    options = {"img_size": 96, "channels": {"optical": 3, "sar": 3}, "center": ["sar"], "pyramid": True}
+    encoder = create_encoder("hivit_tiny", **options)
+    metadata = EncoderMetadata(arch="hivit_tiny", arch_kwargs=options, inputs={}, method="codemae", steps=3)
     save_encoder(path, encoder, metadata)
     return path
 
