@@ -6,7 +6,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=35, norm_type=2),
     constructor="EncoderLayerDecay",
     paramwise_cfg=dict(variant="official", decay=0.85),
-    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=40),
