@@ -215,8 +215,7 @@ class DamageModel(nn.Module):
         width: Channels inside the head.
         post_localisation: Whether buildings are also found in the second date alone (``damageformer``).
         norm_levels: LayerNorm over the channels of each level before the head, as pretraining's decoder has.
-            Without it the coarse levels of a pretrained HiViT, ten times as large as the fine ones, drown
-            these where levels are joined.
+            The coarse levels of a pretrained HiViT are several times as large as the fine ones.
         seed: Of the head's first weights; the global generator is left untouched.
 
     Shape:
