@@ -2,7 +2,7 @@
 # A stand-in for BRIGHT on two CPU cores: floods of OMBRIA, optical before, SAR after, flood mask as the damage class.
 # Usage:    bash bright/scripts/ombria_cpu.sh ENCODER INDEX_DIR [OUTPUT_DIR] [--key value ...]
 # Hardware: 2 CPU cores
-# Hours:    about 15 min on one quiet core
+# Hours:    12 min on one core, measured
 # Paper:    none; not BRIGHT
 # Ours:     see README
 set -euo pipefail

@@ -2,7 +2,7 @@
 # The stand-in with an optical second date, which clouds often hide: what SAR adds.
 # Usage:    bash bright/scripts/ombria_optical_cpu.sh ENCODER INDEX_DIR [OUTPUT_DIR] [--key value ...]
 # Hardware: 2 CPU cores
-# Hours:    about 15 min on one quiet core
+# Hours:    12 min on one core, measured
 # Paper:    none; not BRIGHT
 # Ours:     see README
 set -euo pipefail
