@@ -4,8 +4,8 @@
 
 Each method gets as many steps as the budget pays for. Operations are counted on one paired and one unpaired
 batch of its own, teachers included (``--tflop``), or its steps are timed (``--minutes``). A killed queue goes
-on where it stopped when the same command is given again. ``DIR/table.md`` and ``DIR/equal_cost.json`` hold
-what is there so far; the last line is one JSON object.
+on where it stopped when the same command is given again; another budget needs another ``--out``.
+``DIR/table.md`` and ``DIR/equal_cost.json`` hold what is there so far; the last line is one JSON object.
 """
 
 import argparse
@@ -209,9 +209,15 @@ def steps_for(args: argparse.Namespace, cost: Cost) -> int:
 
 def pretrain(args: argparse.Namespace, name: str, cost: Cost, seed: int, folder: Path) -> None:
     """Runs or resumes one pretraining; what it took goes to ``cost.json`` beside its encoders."""
-    if (folder / COST_NAME).exists():
-        return
     steps = steps_for(args, cost)
+    if (folder / COST_NAME).exists():
+        done = json.loads((folder / COST_NAME).read_text())["steps"]
+        if done != steps:
+            raise SystemExit(
+                f"{folder} holds a run of {done} steps, and this budget asks for {steps}: "
+                "give the budget it was made with, or another --out"
+            )
+        return
     command = [
         *(sys.executable, str(PRETRAIN), *common_words(args, name)),
         *(f"--output_dir={folder}", f"--seed={seed}", f"--optim.max_steps={steps}"),

@@ -68,6 +68,11 @@ def test_a_budget_becomes_steps_and_the_queue_is_not_run_twice(words: list[str],
     again = run([*words, "--tflop=0.01"])
     assert (queue / "seed_0" / "encoder.safetensors").stat().st_mtime_ns == stamp
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    other = subprocess.run(
+        [sys.executable, equal_cost.__file__, *words, "--tflop=0.02"], capture_output=True, text=True
+    )
+    assert other.returncode and "another --out" in other.stderr
+    assert (queue / "seed_0" / "encoder.safetensors").stat().st_mtime_ns == stamp
 
 
 def test_the_mean_step_weighs_paired_and_unpaired_steps_as_an_epoch_has_them(toy_index: Path) -> None:
