@@ -42,7 +42,7 @@ class OverlappingCropConfig(CropConfig):
 
 @dataclass(kw_only=True)
 class OpticalPhotometricConfig(PhotometricConfig):
-    """Colour jitter and gray as in MoCo v2; the paper names no numbers. No blur: images are reconstructed."""
+    """Strengths of MoCo v2's colour jitter, but for hue, and of its gray; the paper names no numbers."""
 
     brightness: float = 0.4
     contrast: float = 0.4
@@ -65,11 +65,12 @@ class ReconstructionConfig:
     ``pixel``: ``l1`` (paper) or ``focal_l1`` (official). ``frequency_weight`` multiplies L_freq, on top of
     ``weight``. ``alpha``, ``average_spectrum``, ``log_weights`` and ``batch_weights``: see
     ``focal_frequency_loss``; the last three are off in the paper of that loss and on in the official code.
-    ``unmasked``: what stands where nothing was removed when spectra are compared: the ``prediction`` (paper),
-    or ``mixed`` (official), half of it, as a constant, and half of the target. ``unmasked_weight``: how much
-    that part of both images counts (paper 1, official 0.001).
+    ``unmasked_weight``: share of the prediction itself, where nothing was removed, in the image whose
+    spectrum is compared (paper 1, official 0.001); the rest is the middle between it, as a constant, and the
+    target.
     ``sar_target``: ``image`` (paper), or ``multilook``, its box mean over ``sar_window`` px, which removes
-    speckle no model can predict.
+    speckle no model can predict. An image of ``encoder.center`` is reconstructed without its mean, which such
+    an encoder never sees.
     """
 
     enabled: bool = True
@@ -80,7 +81,6 @@ class ReconstructionConfig:
     average_spectrum: bool = False
     log_weights: bool = False
     batch_weights: bool = False
-    unmasked: Literal["prediction", "mixed"] = "prediction"
     unmasked_weight: float = 1.0
     sar_target: Literal["image", "multilook"] = "image"
     sar_window: int = 5
@@ -91,8 +91,9 @@ class ContrastConfig:
     """L_NCE, the global branch.
 
     ``kind``: ``moco`` compares with a queue of ``queue_size`` keys for each modality; ``byol`` is the
-    ablation without negatives, where a predictor guesses the teacher's projection and hidden layers of
-    projector and predictor are batch-normalised.
+    ablation without negatives, where a predictor of ``predictor_hidden_dim`` (the authors' width; the paper
+    gives none) guesses the teacher's projection and hidden layers of projector and predictor are
+    batch-normalised.
     """
 
     enabled: bool = True
@@ -102,14 +103,16 @@ class ContrastConfig:
     dim: int = 256
     temperature: float = 0.2
     queue_size: int = 65536
+    predictor_hidden_dim: int = 512
 
 
 @dataclass(kw_only=True)
 class LocalConfig:
     """L_local, the local branch.
 
-    ``matches``: position-matched pairs of a view, N. ``prototypes``: K. ``student_temperature``: 0.2 in the
-    paper, 0.1 in the official code. The teacher's temperature rises from ``first_teacher_temperature`` to
+    ``matches``: position-matched pairs of a view, N; all cells where the map has fewer. ``prototypes``: K.
+    ``batch_norm``: after the head's hidden layers (official, for ResNet-50). ``student_temperature``: 0.2 in
+    the paper, 0.1 in the official code. The teacher's temperature rises from ``first_teacher_temperature`` to
     ``teacher_temperature`` over ``warmup_epochs`` (paper: none; official: from 0.04 over 50).
     """
 
@@ -119,6 +122,7 @@ class LocalConfig:
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     prototypes: int = 2048
+    batch_norm: bool = False
     student_temperature: float = 0.2
     teacher_temperature: float = 0.07
     first_teacher_temperature: float = 0.07
@@ -131,10 +135,11 @@ class CMIDConfig:
     """Everything the method reads; the defaults are the ``paper`` preset.
 
     ``modalities``: one, or both, which then share everything but the stem, the last layer of the
-    reconstruction and the queue. ``optical`` and ``sar``: photometric augmentation of each view; what is
-    reconstructed is the augmented image. ``encoder``: any with ``encode_filled``; the pyramid of a HiViT is
-    not built, since no branch would train it. ``mask_block``: side of a removed block in pixels.
-    ``ema_momentum``: share of the teacher that stays at the first step; it rises to 1.
+    reconstruction and the queue. ``optical`` and ``sar``: photometric augmentation of ``augmented_views``, of
+    both or of the second alone (official); what is reconstructed is the augmented image. ``encoder``: any
+    with ``encode_filled``; the pyramid of a HiViT is not built, since no branch would train it.
+    ``mask_block``: side of a removed block in pixels. ``ema_momentum``: share of the teacher that stays at
+    the first step; it rises to 1.
     """
 
     name: str = "cmid"
@@ -143,6 +148,7 @@ class CMIDConfig:
     crop: OverlappingCropConfig = field(default_factory=OverlappingCropConfig)
     optical: OpticalPhotometricConfig = field(default_factory=OpticalPhotometricConfig)
     sar: SARPhotometricConfig = field(default_factory=SARPhotometricConfig)
+    augmented_views: Literal["both", "second"] = "both"
     mask_ratio: float = 0.6
     mask_block: int = 32
     ema_momentum: float = 0.996
@@ -189,9 +195,11 @@ class CMID(Method):
 
     Differs from the authors' code: one forward for queue, distributed queue and BYOL alike, where theirs has
     three; optical, SAR or both, where theirs is optical alone. ``paper`` and ``official`` settings are
-    configs, not code: pixel loss, options of the frequency loss, temperatures. They pretrain on the test
-    split of MillionAID; here an index says what is read. Where printed equations cannot be meant (Eq. 5 and
-    10), the losses say what is done instead.
+    configs, not code: pixel loss, options of the frequency loss, temperatures, norms of the prototype head,
+    crops, views that are augmented. Their second view also changes its hue and gets noise; their centre
+    moves once for each direction, twice a step. They pretrain on the test split of MillionAID; here an index
+    says what is read. Where printed equations cannot be meant (Eq. 5 and 10), the losses say what is done
+    instead.
 
     Decided here, where the paper is silent: batch means of the frequency loss and of the centre, statistics
     of batch norms and the keys of the queue are those of all ranks. Both views go through an encoder as one
@@ -248,7 +256,7 @@ class CMID(Method):
             self.projector = projector([dim, contrast.hidden_dim, contrast.dim], batch_norm=is_byol)
             teacher["projector"] = copy.deepcopy(self.projector)
             if is_byol:
-                widths = [contrast.dim, contrast.hidden_dim, contrast.dim]
+                widths = [contrast.dim, contrast.predictor_hidden_dim, contrast.dim]
                 self.predictor = projector(widths, batch_norm=True)
             else:
                 self.queues = nn.ModuleDict(
@@ -256,7 +264,9 @@ class CMID(Method):
                 )
         if config.local.enabled:
             local = config.local
-            self.prototype_head = PrototypeHead(dim, local.hidden_dim, local.bottleneck_dim, local.prototypes)
+            self.prototype_head = PrototypeHead(
+                dim, local.hidden_dim, local.bottleneck_dim, local.prototypes, batch_norm=local.batch_norm
+            )
             teacher["prototype_head"] = copy.deepcopy(self.prototype_head)
             self.register_buffer("center", torch.zeros(local.prototypes))
         self.teacher = nn.ModuleDict(teacher).requires_grad_(False)
@@ -307,10 +317,15 @@ class CMID(Method):
         draws = self._noise(batch)[:, -NUM_DRAWS:].chunk(len(self.config.modalities))
         images = {}
         for name, numbers in zip(self.config.modalities, draws, strict=True):
-            views = enumerate(numbers.chunk(NUM_VIEWS))
-            changes = getattr(self.config, name)
+            changes = [getattr(self.config, name)] * NUM_VIEWS
+            if self.config.augmented_views == "second":
+                changes[0] = PhotometricConfig()
+            parts = zip(range(NUM_VIEWS), numbers.chunk(NUM_VIEWS), changes, strict=True)
             images[name] = torch.cat(
-                [augmented_view(batch, view_name(name, number), part, changes) for number, part in views]
+                [
+                    augmented_view(batch, view_name(name, number), part, change)
+                    for number, part, change in parts
+                ]
             )
         return images
 
@@ -335,9 +350,15 @@ class CMID(Method):
     def _targets(self, name: str, images: Tensor) -> Tensor:
         config = self.config.reconstruction
         images = images.expand(-1, self.encoder.channels[name], -1, -1)
+        unseen = self._unseen_mean(name, images)
         if name == "sar" and config.sar_target == "multilook":
             images = box_mean(images, config.sar_window)
-        return images
+        return images - unseen
+
+    def _unseen_mean(self, name: str, images: Tensor) -> Tensor:
+        """What a centring encoder takes from each channel of an image on entry: (B, C, 1, 1); else 0."""
+        mean = images.mean((-2, -1), keepdim=True)
+        return mean if name in self.config.encoder.center else torch.zeros_like(mean)
 
     def _reconstruction(self, maps: Tensor, images: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
         config = self.config.reconstruction
@@ -349,7 +370,7 @@ class CMID(Method):
             spatial.append(masked_pixel_loss(predictions, targets, pixels, config.pixel))
             if not config.frequency_weight:
                 continue
-            predictions, targets = self._for_spectra(predictions, targets, pixels)
+            predictions = self._for_spectra(predictions, targets, pixels)
             for guess, target in zip(predictions.chunk(NUM_VIEWS), targets.chunk(NUM_VIEWS), strict=True):
                 frequency.append(
                     focal_frequency_loss(
@@ -367,14 +388,10 @@ class CMID(Method):
             losses["frequency"] = weight * torch.stack(frequency).mean()
         return losses
 
-    def _for_spectra(self, predictions: Tensor, targets: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both images as their spectra are compared, see ``ReconstructionConfig``."""
-        config = self.config.reconstruction
-        if config.unmasked == "mixed":
-            mixed = 0.5 * (predictions.detach() + targets)
-            predictions = torch.where(pixels > 0, predictions, mixed)
-        weights = pixels + config.unmasked_weight * (1 - pixels)
-        return weights * predictions, weights * targets
+    def _for_spectra(self, predictions: Tensor, targets: Tensor, pixels: Tensor) -> Tensor:
+        """The predictions as their spectra are compared with the targets', see ``ReconstructionConfig``."""
+        share = pixels + self.config.reconstruction.unmasked_weight * (1 - pixels)
+        return torch.lerp(0.5 * (predictions.detach() + targets), predictions, share.expand_as(predictions))
 
     def _contrast(self, maps: Tensor, targets: Tensor, seen: dict[str, Tensor]) -> Tensor:
         contrast, shape = self.config.contrast, maps.shape[:3]
@@ -467,7 +484,8 @@ class CMID(Method):
                 f"{name}_filled": self._targets(name, filled[name][:1]),
                 f"{name}_from_{name}": torch.lerp(target, guess, pixels.expand_as(guess)),
             }
-            pictures.update({key: to_picture(image, batch, name)[0] for key, image in shown.items()})
+            mean = self._unseen_mean(name, images[name][:1])
+            pictures.update({key: to_picture(image + mean, batch, name)[0] for key, image in shown.items()})
         return pictures
 
 

@@ -40,14 +40,24 @@ class PrototypeHead(nn.Module):
         hidden_dim: Width of the hidden layers.
         bottleneck_dim: Width D in which features and prototypes are compared.
         num_prototypes: K.
+        batch_norm: Whether hidden layers are normalised over the rows.
 
     Shape:
         (R, dim) -> (R, K).
     """
 
-    def __init__(self, dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        num_prototypes: int,
+        *,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.mlp = projector([dim, hidden_dim, hidden_dim, bottleneck_dim], activation=nn.GELU)
+        widths = [dim, hidden_dim, hidden_dim, bottleneck_dim]
+        self.mlp = projector(widths, batch_norm=batch_norm, activation=nn.GELU)
         self.prototypes = nn.Parameter(torch.randn(num_prototypes, bottleneck_dim) * bottleneck_dim**-0.5)
 
     def forward(self, features: Tensor) -> Tensor:

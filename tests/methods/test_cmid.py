@@ -63,6 +63,7 @@ def small(kind: str = "hivit", **changes: Any) -> CMIDConfig:
         encoder=EncoderConfig(arch=f"cmid_test_{kind}", img_size=SIZE), mask_block=BLOCK, **changes
     )
     config.contrast.hidden_dim, config.contrast.dim, config.contrast.queue_size = 16, 8, 20
+    config.contrast.predictor_hidden_dim = 16
     config.local.hidden_dim, config.local.bottleneck_dim, config.local.prototypes = 16, 6, 5
     config.local.matches = 4
     return config
@@ -81,10 +82,12 @@ def without_augmentation(config: CMIDConfig) -> CMIDConfig:
 
 def official(config: CMIDConfig) -> CMIDConfig:
     reconstruction = config.reconstruction
-    reconstruction.pixel, reconstruction.unmasked, reconstruction.unmasked_weight = "focal_l1", "mixed", 0.25
+    reconstruction.pixel, reconstruction.unmasked_weight = "focal_l1", 0.25
     reconstruction.average_spectrum = reconstruction.log_weights = reconstruction.batch_weights = True
     config.local.student_temperature, config.local.first_teacher_temperature = 0.1, 0.04
     config.local.warmup_epochs = 50
+    config.local.batch_norm = True
+    config.augmented_views = "second"
     return config
 
 
@@ -245,9 +248,7 @@ def test_losses_equal_a_slow_transcription(kind: str, preset: str) -> None:
                 error.mean() if preset == "paper" else (error * (2 / (1 + np.exp(-0.2 * error)) - 1)).mean()
             )
             if preset == "official":
-                guess = np.where(pixels, guess, 0.5 * guess + 0.5 * target)
-                weights = np.where(pixels, 1, 0.25)
-                guess, target = guess * weights, target * weights
+                guess = np.where(pixels, guess, 0.25 * guess + 0.75 * (0.5 * guess + 0.5 * target))
             guesses[view].append(guess)
             targets[view].append(target)
     frequency = [
@@ -561,6 +562,48 @@ def test_multilook_target_is_the_box_mean_of_the_sar_image_alone() -> None:
 
 
 @torch.no_grad()
+def test_a_centred_image_is_reconstructed_without_the_mean_its_encoder_never_sees() -> None:
+    config = without_augmentation(small())
+    config.encoder.center = ["sar"]
+    method = build(config).eval()
+    batch, brighter = make_batch(method), make_batch(method)
+    for view in ("sar_1", "sar_2"):
+        batch.images[view] = batch.images[view].float() / 512
+        brighter.images[view] = batch.images[view] + 0.1
+    images = method.images(batch)
+    expected = images["sar"] - images["sar"].mean((2, 3), keepdim=True)
+    torch.testing.assert_close(method._targets("sar", images["sar"]), expected.expand(-1, 3, -1, -1))
+    assert torch.equal(method._targets("optical", images["optical"]), images["optical"])
+    losses = method(batch, START)
+    torch.testing.assert_close(method.pictures(batch)["sar"], batch.unit("sar_1")[0].expand(3, -1, -1))
+    found = method(brighter, START)
+    for name, loss in losses.items():
+        assert found[name].item() == pytest.approx(loss.item(), rel=1e-3), name
+
+
+@torch.no_grad()
+def test_the_first_view_can_be_left_as_it_is() -> None:
+    method = build(small(augmented_views="second"))
+    batch = make_batch(method)
+    for name in PAIR:
+        first, second = method.images(batch)[name].chunk(2)
+        torch.testing.assert_close(first, batch.normalised(f"{name}_1"))
+        assert not torch.allclose(second, batch.normalised(f"{name}_2"))
+
+
+def test_where_nothing_was_removed_only_the_share_of_the_prediction_gets_a_gradient() -> None:
+    config = small()
+    config.reconstruction.unmasked_weight = 0.001
+    method = build(config)
+    predictions, targets = torch.zeros(1, 1, 2, 2, requires_grad=True), torch.ones(1, 1, 2, 2)
+    pixels = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    seen = method._for_spectra(predictions, targets, pixels)
+    torch.testing.assert_close(seen.detach().flatten(), torch.tensor([0.0, 0.4995, 0.4995, 0.4995]))
+    (gradient,) = torch.autograd.grad(seen.sum(), predictions)
+    torch.testing.assert_close(gradient.flatten(), torch.tensor([1.0, 0.001, 0.001, 0.001]))
+
+
+@torch.no_grad()
 def test_pictures_show_the_image_what_is_left_of_it_and_the_guess() -> None:
     method = build(without_augmentation(small()))
     batch = make_batch(method)
@@ -649,7 +692,7 @@ def test_ddp_values_gradients_and_state_equal_one_process_with_the_whole_batch(
     for _, gradients, state in results:
         for name, parameter in method.named_parameters():
             if parameter.requires_grad:
-                torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+                torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=5e-5, msg=name)
         for name, value in method.state_dict().items():
             if name.endswith(".keys"):
                 # one process holds view 1 of all samples first, two hold the views of each rank together
@@ -685,8 +728,13 @@ def test_shipped_presets_differ_from_the_papers_where_they_say() -> None:
         "reconstruction.average_spectrum": (False, True),
         "reconstruction.log_weights": (False, True),
         "reconstruction.batch_weights": (False, True),
-        "reconstruction.unmasked": ("prediction", "mixed"),
         "reconstruction.unmasked_weight": (1.0, 0.001),
+        "local.batch_norm": (False, True),
+        "crop.scale": ([0.5, 1.0], [0.3, 1.0]),
+        "augmented_views": ("both", "second"),
+        "optical.saturation": (0.4, 0.2),
+        "optical.blur": (0.0, 1.0),
+        "optical.solarize": (0.0, 0.2),
         "local.student_temperature": (0.2, 0.1),
         "local.first_teacher_temperature": (0.07, 0.04),
         "local.warmup_epochs": (0, 50),
