@@ -68,6 +68,19 @@ class TargetConfig:
 
 
 @dataclass(kw_only=True)
+class WholeImageConfig(CropConfig):
+    """The whole image, unflipped: the paper calls augmentation needless."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (1.0, 1.0)
+    horizontal_flip: float = 0.0
+
+
+def _paper_encoder() -> FusingEncoderConfig:
+    return FusingEncoderConfig(channels={"optical": 12, "sar": 2})
+
+
+@dataclass(kw_only=True)
 class FusMAEConfig:
     """Everything the method reads; the defaults are the ``paper`` preset.
 
@@ -76,8 +89,8 @@ class FusMAEConfig:
     """
 
     name: str = "fusmae"
-    encoder: FusingEncoderConfig = field(default_factory=FusingEncoderConfig)
-    crop: CropConfig = field(default_factory=CropConfig)
+    encoder: FusingEncoderConfig = field(default_factory=_paper_encoder)
+    crop: WholeImageConfig = field(default_factory=WholeImageConfig)
     masking: Literal["independent", "consistent"] = "independent"
     mask_ratio: float = 0.75
     decoder: FusMAEDecoderConfig = field(default_factory=FusMAEDecoderConfig)

@@ -39,7 +39,8 @@ class FusionConfig:
             it tokens of both modalities meet in self-attention alone ("XAD").
         alone: What the cross-attention of ``XAttnEncoder`` reads where an image comes without its other
             modality, on which the paper is silent: ``skip`` nothing, so that only the MLP is left, or
-            ``self`` its own tokens, which it has never been trained to read.
+            ``self`` its own tokens. Pretraining on pairs alone trains neither way; unpaired images train the
+            one chosen here.
         attention: The cross-attention.
     """
 

@@ -10,11 +10,13 @@ import toy
 from ddp_helpers import run_on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
+from codemae.config import build_config, diff_configs, read_yaml, to_dict
 from codemae.data.batch import Batch
 from codemae.data.index import open_index
 from codemae.distributed import rank
 from codemae.engine.export import export_encoders
-from codemae.methods.base import Progress
+from codemae.engine.settings import PretrainConfig
+from codemae.methods.base import METHODS, Progress
 from codemae.methods.fusmae import FusingEncoderConfig, FusMAE, FusMAEConfig
 from codemae.models.cross_fusion import CrossAttentionConfig
 from codemae.models.factory import load_encoder
@@ -342,3 +344,35 @@ def test_two_processes_give_the_loss_and_gradient_of_one(make_batch: MakeBatch) 
         for name, parameter in method.named_parameters():
             if parameter.grad is not None:
                 torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def shipped(name: str) -> PretrainConfig:
+    path = Path(__file__).parents[2] / "pretrain" / "configs" / f"fusmae_{name}.yaml"
+    sources = [(name, read_yaml(path)), ("test", {"output_dir": "x"})]
+    return build_config(PretrainConfig, sources, variants={"method": METHODS.config})
+
+
+def test_shipped_presets_are_the_papers_and_differ_where_they_say() -> None:
+    paper_preset = shipped("vit_base_paper")
+    assert diff_configs(to_dict(paper_preset.method), to_dict(FusMAEConfig())) == []
+    optim = paper_preset.optim
+    assert (optim.lr, optim.epochs, optim.warmup_epochs) == (2e-4 * 200 / 256, 100, 10)
+    assert optim.batch_per_gpu * 2 == 200  # two GPUs
+
+    def differing(name: str) -> dict[str, tuple[Any, Any]]:
+        return {key: (a, b) for key, a, b in diff_configs(to_dict(paper_preset), to_dict(shipped(name)))}
+
+    assert differing("vit_base_xad") == {"method.encoder.fusion.early": (True, False)}
+    assert differing("vit_base_consistent") == {"method.masking": ("independent", "consistent")}
+    attention = {"num_heads": (1, 12), "pre_norm": (False, True), "output_projection": (False, True)}
+    assert differing("vit_base_multimae") == {
+        **{f"method.encoder.fusion.attention.{key}": pair for key, pair in attention.items()},
+        **{
+            f"method.decoder.attention.{key}": pair
+            for key, pair in (attention | {"num_heads": (1, 8)}).items()
+        },
+        "method.decoder.fusion": ("latents", "queries"),
+        "method.crop.scale": ([1.0, 1.0], [0.2, 1.0]),
+        "method.crop.ratio": ([1.0, 1.0], [0.75, 4 / 3]),
+        "method.crop.horizontal_flip": (0.0, 0.5),
+    }

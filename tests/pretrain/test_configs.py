@@ -18,7 +18,7 @@ CONFIGS = sorted((ROOT / "pretrain" / "configs").rglob("*.yaml"))
 SCRIPTS = sorted(ROOT.glob("*/scripts/*.sh"))
 REDUCED_METHOD: dict[str, dict[str, dict[str, object]]] = {
     "codemae": {
-        "encoder": {"arch": "hivit_tiny", "img_size": 32, "init": ""},
+        "encoder": {"img_size": 32, "init": ""},
         "decoder": {"dim": 48, "depth": 1, "num_heads": 3},
         "okd": {
             "auxiliary_block": 1,
@@ -32,13 +32,13 @@ REDUCED_METHOD: dict[str, dict[str, dict[str, object]]] = {
         "projector": {"dims": [32, 32, 32]},
     },
     "cmid": {
-        "encoder": {"arch": "hivit_tiny", "img_size": 32},
-        "mask_block": 16,
+        "encoder": {"img_size": 64},
+        "mask_block": 32,
         "contrast": {"hidden_dim": 32, "dim": 16, "queue_size": 64},
         "local": {"hidden_dim": 32, "bottleneck_dim": 16, "prototypes": 8},
     },
     "fusmae": {
-        "encoder": {"arch": "hivit_tiny", "img_size": 32, "channels": {"optical": 3, "sar": 1}},
+        "encoder": {"img_size": 32, "channels": {"optical": 3, "sar": 1}},
         "decoder": {"dim": 48, "depth": 1, "num_heads": 3},
     },
 }
@@ -80,6 +80,7 @@ def test_config_fills_its_schema_and_runs_three_steps(
     extra = {**REDUCED, "method": reduced, "output_dir": str(tmp_path / "run")}
     extra["data"] = {"num_workers": 0, "index": [str(toy_index)], "split": None}
     config = resolved(path, **extra)
+    assert config.method.encoder.arch == SMALL.get(arch, arch)
     torch.manual_seed(0)
     pretrain(Run(config, torch.device("cpu")))
     lines = metrics(tmp_path / "run")
