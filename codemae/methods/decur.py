@@ -1,5 +1,6 @@
 """DeCUR and the cross-modal methods of its tables: two encoders trained by what their embeddings share."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from codemae.models.projection import projector
 from codemae.models.sync_norm import with_global_batch_norm
 
 Objective = Literal["redundancy", "vicreg", "nt_xent", "info_nce"]
+COLDEST = 0.01
+"""Least learned temperature: CLIP keeps the factor on the similarities at or below 100."""
 
 
 def _optical_photometric() -> PhotometricConfig:
@@ -36,12 +39,14 @@ class AugmentConfig:
     """What happens to the crops of each modality; each crop draws its own numbers.
 
     ``shared_crop``: whether the first optical and the first SAR view show the same rectangle; in the paper
-    each view is cropped for itself.
+    each view is cropped for itself. ``sar_crop``: crops and flips of the second modality where they follow a
+    rule of their own, as those of an HHA-coded depth image; otherwise ``crop`` serves both.
     """
 
     optical: PhotometricConfig = field(default_factory=_optical_photometric)
     sar: PhotometricConfig = field(default_factory=_sar_photometric)
     shared_crop: bool = False
+    sar_crop: CropConfig | None = None
 
 
 @dataclass(kw_only=True)
@@ -67,7 +72,11 @@ class VICRegConfig:
 
 @dataclass(kw_only=True)
 class ContrastConfig:
-    """Temperature of the contrastive objectives; ``learn`` trains its logarithm from there, as CLIP does."""
+    """Temperature of the contrastive objectives.
+
+    ``learn``: its logarithm is trained from there, as CLIP does, and kept at or above that of 0.01 after each
+    step.
+    """
 
     temperature: float = 0.07
     learn: bool = False
@@ -124,10 +133,26 @@ class DeCUR(Method):
     The other objectives return ``vicreg`` or ``contrast`` instead of the last two. On unpaired batches only
     the intra-modal terms are computed. Reads the keys of ``DeCURConfig``; writes an encoder file a modality.
 
-    Differs from the authors' code, where fields do not say so: correlations are divided by the real number of
-    samples, there by four times the batch of a process; LARS is used where a config names it, there AdamW
-    always; views are two crops of one image, there of two seasons' images, which our index does not have;
-    no class token in ViT; the deformable attention of each modality is trained.
+    Every view is cropped and flipped for itself, in the paper and the authors' code too: the optical and the
+    SAR view of a pair show different parts of its ground, unless ``augment.shared_crop``.
+
+    Differs from the authors' code, where fields do not say so. Encoders start from fresh weights unless
+    ``encoder.init`` names a file; there DeCUR's start from ImageNet (torchvision's ResNet-50, timm's
+    vit_small_patch16_224), but for a first convolution of 13 or 2 bands, which starts at random, where ours
+    is fitted from the file's. Correlations are divided by the real number of samples, there by four times the
+    batch of a process. LARS is used where a config names it, there AdamW always; their AdamW also decays
+    biases and norms, ours never does. Their cosine moves once an epoch, ours at every step. Views are two
+    crops of one image, there of two seasons' images, which our index does not have, and are standardised by
+    their source's statistics, there on SSL4EO-S12 and GeoNRW left in [0, 1]. No class token in ViT. The
+    deformable attention of each modality is trained.
+
+    The other rows differ too. Barlow Twins, VICReg, SimCLR and CLIP start their ResNet-50 from random weights
+    there, their ViT from ImageNet. Barlow Twins and VICReg have one projector for both modalities there, by
+    the mistake of ``projector.shared``. VICReg: covariances are gathered over processes there but divided by
+    the batch of one less 1, here by the real N - 1; its weights are options that are not declared. SimCLR and
+    CLIP: their projector is 2048-512-128 with biases and a batch norm at the end, in the configs here
+    2048-2048-128 with neither; their temperature is 1.0 and fixed, here 0.1 and fixed for SimCLR, 0.07 and
+    learned for CLIP. CLIP: the first modality has to find the second there, here each the other.
 
     Reference: Wang et al., "Decoupling Common and Unique Representations for Multimodal Self-supervised
         Learning", ECCV 2024, arXiv:2309.05300.
@@ -223,6 +248,13 @@ class DeCUR(Method):
             }
         return losses
 
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        """Keeps a learned temperature from cooling below ``COLDEST``."""
+        # Not in the loss, where the clamped parameter would get no gradient and could never warm up again.
+        if self.config.contrast.learn:
+            self.log_temperature.clamp_(min=math.log(COLDEST))
+
     def _across(self, optical: Tensor, sar: Tensor) -> dict[str, Tensor]:
         config = self.config
         if config.objective == "vicreg":
@@ -254,9 +286,8 @@ class DeCUR(Method):
         return cross_correlation(first, second, gather_gradient=self.config.gather_gradient)
 
     def _temperature(self) -> float | Tensor:
-        # CLIP keeps the factor on the similarities at or below 100.
-        learned = self.config.contrast.learn
-        return self.log_temperature.exp().clamp(min=0.01) if learned else self.config.contrast.temperature
+        contrast = self.config.contrast
+        return self.log_temperature.exp() if contrast.learn else contrast.temperature
 
     def augmented(self, batch: Batch, view: str) -> Tensor:
         """A view after its photometric changes, standardised: (B, C, H, W); missing pixels are 0."""
@@ -276,6 +307,9 @@ class DeCUR(Method):
 
 def _views(config: DeCURConfig) -> Views:
     numbers = (1, 2) if config.intra else (1,)
+    crops = {"optical": config.crop, "sar": config.augment.sar_crop or config.crop}
+    if config.augment.shared_crop and crops["optical"] != crops["sar"]:
+        raise ValueError("method.augment.sar_crop has to equal method.crop for method.augment.shared_crop")
     views = {}
     for modality in PAIR:
         for number in numbers:
@@ -285,7 +319,7 @@ def _views(config: DeCURConfig) -> Views:
                 modality=modality,
                 size=config.encoder.img_size,
                 crop_group="pair" if shared else name,
-                **vars(config.crop),
+                **vars(crops[modality]),
             )
     # The mask noise of a method that masks nothing serves the photometric changes: it belongs to the sample.
     return Views(views, num_patches=NUM_DRAWS * len(views))

@@ -33,7 +33,11 @@ class DeformableAttention(nn.Module):
         (B, D, H, W) -> (B, D, H, W).
 
     Differs from the authors' code: there the module of the first modality serves the second one too, while
-    that of the second gets no gradient; here each encoder has its own. No dropout.
+    that of the second gets no gradient; here each encoder has its own. Their n points to a side start at
+    2 (i + 0.5) / (n - 1) - 1, down and right of the cells, 7 of them from -0.83 to 1.17 before the clamp, and
+    map and bias table are read with aligned corners; here points start at the centres of the cells,
+    2 (i + 0.5) / n - 1, and are read without aligned corners, the border repeated. Weights of their ResNet-50
+    with attention would not answer the same here.
 
     Reference: Xia et al., "Vision Transformer with Deformable Attention", CVPR 2022, and "DAT++",
         arXiv:2309.01430 (points clamped to the map, offsets unbounded); the residual: DeCUR section 3.2.

@@ -1,5 +1,6 @@
 """A plain vision transformer behind the encoder interface."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -7,6 +8,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from codemae import checkpoint
 from codemae.models.embeddings import ChannelRule, fit_patch_embeddings, patch_grid, resize_pos_embed
 from codemae.models.encoder import ENCODERS, Encoder
 from codemae.models.timm_features import as_channels
@@ -92,6 +94,28 @@ class ViT(Encoder):
             else:
                 ids[name] = len(self.trunk.blocks) + 1 if name.startswith("trunk.norm") else 0
         return ids
+
+    def read_initial(self, path_or_name: str) -> dict[str, Tensor]:
+        """Weights of one of our files, or of timm's vision transformer.
+
+        The latter's patch embedding serves every modality; its head, its class token and the position of that
+        are left out.
+        """
+        if checkpoint.is_encoder_file(path_or_name):
+            return super().read_initial(path_or_name)
+        weights = checkpoint.read_weights(path_or_name)
+        state = {}
+        for key, value in weights.items():
+            if key.startswith("patch_embed."):
+                state.update({key.replace(".", f".{name}.", 1): value for name in self.channels})
+            elif key == "pos_embed":
+                # timm's ``no_embed_class`` gives the class token none; the others stand for a square grid.
+                others = value.shape[1] - 1
+                embeds_class = "cls_token" in weights and math.isqrt(others) ** 2 == others
+                state["trunk.pos_embed"] = value[:, 1:] if embeds_class else value
+            elif key != "cls_token" and not key.startswith("head."):
+                state[f"trunk.{key}"] = value
+        return state
 
     def fit_state(self, state: Mapping[str, Tensor], rule: ChannelRule = "cycle") -> dict[str, Tensor]:
         """Fits positions to the encoder's grid and patch embeddings to its channels."""

@@ -59,6 +59,27 @@ def test_lars_scales_each_matrix_by_its_trust_ratio_and_no_bias():
     torch.testing.assert_close(module[0].bias, bias - 0.5 * bias_gradient)
 
 
+def test_lars_with_momentum_matches_its_formula_written_out():
+    module = net()
+    decays = {"weight": 0.1, "bias": 0.0}
+    wanted = {key: getattr(module[0], key).detach().clone().double() for key in decays}
+    moved = {key: torch.zeros_like(value) for key, value in wanted.items()}
+    config = OptimConfig(name="lars", weight_decay=0.1, momentum=0.9, bias_lr_scale=0.024)
+    optimizer = build_optimizer(module, config)
+    for step, lr in enumerate((0.5, 0.4, 0.3), start=1):
+        set_learning_rate(optimizer, lr)
+        optimizer.zero_grad()
+        (module(torch.tensor([[1.0, 2, 3], [0, step, 5]])) ** 3).sum().backward()
+        for key, decay in decays.items():
+            w, g = wanted[key], getattr(module[0], key).grad.double()
+            trust = 0.001 * w.norm() / (g.norm() + decay * w.norm()) if decay else 1.0
+            moved[key] = 0.9 * moved[key] + trust * (g + decay * w)
+            wanted[key] = w - lr * (1.0 if decay else 0.024) * moved[key]
+        optimizer.step()
+        for key, value in wanted.items():
+            torch.testing.assert_close(getattr(module[0], key).double(), value, rtol=1e-5, atol=1e-6)
+
+
 def test_adamw_matches_its_formula_written_out():
     module = net()
     weight = module[0].weight.detach().clone().double()

@@ -12,19 +12,22 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from codemae import distributed
+from codemae.config import build_config, diff_configs, read_yaml, to_dict
 from codemae.data.batch import Batch
 from codemae.data.dataset import PairDataset
 from codemae.data.index import open_index
 from codemae.data.photometric import NUM_DRAWS, PhotometricConfig
 from codemae.data.sampler import PretrainSampler
 from codemae.engine.export import export_encoders
-from codemae.methods.base import Progress
-from codemae.methods.codemae import PAIR
+from codemae.engine.settings import PretrainConfig
+from codemae.methods.base import METHODS, Progress
+from codemae.methods.codemae import PAIR, CropConfig
 from codemae.methods.decur import DeCUR, DeCURConfig
 from codemae.models.factory import EncoderConfig, load_encoder
 
 PROGRESS = Progress(step=0, total_steps=10, epoch=0)
-SIZE, DIMS, LAMBDA = 32, 8, 0.0051
+# The least side at which both attentions choose among several points: 2 x 2 of them.
+SIZE, DIMS, LAMBDA = 64, 8, 0.0051
 
 
 def config(**fields: Any) -> DeCURConfig:
@@ -117,6 +120,20 @@ def test_views_are_independent_crops_and_an_unneeded_one_is_not_read() -> None:
     assert groups["optical_1"] == groups["sar_1"] and len(set(groups.values())) == 3
 
 
+def test_sar_can_be_cropped_by_a_rule_of_its_own() -> None:
+    wanted = config(crop=CropConfig(scale=(0.5, 1.0), vertical_flip=0.5))
+    assert {view.vertical_flip for view in build(wanted).views.values()} == {0.5}
+    wanted.augment.sar_crop = CropConfig(scale=(0.6, 0.9), vertical_flip=0.0)
+    rules = {name: (view.scale, view.vertical_flip) for name, view in build(wanted).views.items()}
+    assert rules["optical_1"] == rules["optical_2"] == ((0.5, 1.0), 0.5)
+    assert rules["sar_1"] == rules["sar_2"] == ((0.6, 0.9), 0.0)
+    wanted.augment.shared_crop = True
+    with pytest.raises(ValueError, match="sar_crop has to equal"):
+        build(wanted)
+    wanted.augment.sar_crop = wanted.crop
+    assert build(wanted).views["sar_1"].crop_group == "pair"
+
+
 def test_augmentation_belongs_to_sample_and_modality() -> None:
     wanted = config()
     wanted.augment.optical = PhotometricConfig(jitter_probability=1.0, brightness=0.4)
@@ -164,6 +181,16 @@ TERMS = {
 }
 
 
+def cannot_matter(name: str) -> bool:
+    """Attention's biases whose gradient is 0 but for rounding.
+
+    That of the keys moves all scores of a query alike, which the softmax does not see; those of values and
+    output move all cells and images alike, which the batch norm behind the next convolution or Linear takes
+    off again.
+    """
+    return "attention" in name and name.endswith(("key.bias", "value.bias", "project.bias"))
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_thirty_steps_lower_the_loss_and_reach_every_parameter(row: str) -> None:
     wanted = config(**ROWS[row])
@@ -172,6 +199,7 @@ def test_thirty_steps_lower_the_loss_and_reach_every_parameter(row: str) -> None
     batch = make_batch(method.views)
     optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
     values = []
+    largest = {name: 0.0 for name, _ in method.named_parameters()}
     for _ in range(30):
         losses = method.training_losses(batch, PROGRESS)
         assert set(losses) == TERMS[row]
@@ -180,10 +208,36 @@ def test_thirty_steps_lower_the_loss_and_reach_every_parameter(row: str) -> None
         loss.backward()
         for name, parameter in method.named_parameters():
             assert parameter.grad is not None, name
+            largest[name] = max(largest[name], parameter.grad.abs().max().item())
         optimizer.step()
         values.append(loss.item())
+    for name, gradient in largest.items():
+        # Rounding alone comes to some 1e-6.
+        assert gradient > 1e-4 or cannot_matter(name), name
     assert math.isfinite(values[-1])
     assert np.mean(values[-3:]) < 0.8 * np.mean(values[:3])
+
+
+def test_a_learned_temperature_leaves_the_cap_again() -> None:
+    wanted = config(**ROWS["clip"])
+    wanted.contrast.learn, wanted.contrast.temperature = True, 0.0099
+    method = build(wanted)
+    losses = method.training_losses(make_batch(method.views), PROGRESS)
+    losses["contrast"].backward()
+    gradient = method.log_temperature.grad
+    assert gradient is not None and gradient < 0
+    with torch.no_grad():
+        method.log_temperature -= 0.1 * gradient / gradient.abs()
+    method.after_step(PROGRESS)
+    assert method.log_temperature.item() == pytest.approx(math.log(0.0099) + 0.1)
+    with torch.no_grad():
+        method.log_temperature -= 1
+    method.after_step(PROGRESS)
+    assert method.log_temperature.exp().item() == pytest.approx(0.01)
+    assert method.log_temperature.requires_grad
+    fixed = build(config(**ROWS["clip"]))
+    fixed.after_step(PROGRESS)
+    assert fixed._temperature() == 0.07
 
 
 def test_sharing_of_the_published_code_can_be_asked_for() -> None:
@@ -282,8 +336,17 @@ def split(batch: Batch, part: slice) -> Batch:
     )
 
 
-def rank_step(row: str) -> tuple[dict[str, float], list[Tensor]]:
+def build_with_open_branches(row: str) -> DeCUR:
+    """A method whose bottlenecks do not start as identities, behind which no gradient would be seen."""
     method = build(config(**ROWS[row]))
+    for name, parameter in method.named_parameters():
+        if name.endswith("bn3.weight"):
+            torch.nn.init.constant_(parameter, 0.5)
+    return method
+
+
+def rank_step(row: str) -> tuple[dict[str, float], list[Tensor]]:
+    method = build_with_open_branches(row)
     wrapped = DistributedDataParallel(method)
     whole = make_batch(method.views)
     mine = slice(3 * distributed.rank(), 3 * distributed.rank() + 3)
@@ -296,7 +359,7 @@ def rank_step(row: str) -> tuple[dict[str, float], list[Tensor]]:
 @pytest.mark.ddp
 @pytest.mark.parametrize("row", ["decur", "simclr"])
 def test_two_processes_equal_one_with_the_whole_batch(row: str) -> None:
-    method = build(config(**ROWS[row]))
+    method = build_with_open_branches(row)
     losses = method.training_losses(make_batch(method.views), PROGRESS)
     torch.stack(list(losses.values())).sum().backward()
     results = run_on_ranks(rank_step, row)
@@ -305,7 +368,103 @@ def test_two_processes_equal_one_with_the_whole_batch(row: str) -> None:
     for _, gradients in results:
         for gradient, (name, parameter) in zip(gradients, method.named_parameters(), strict=True):
             assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 1e-4 or cannot_matter(name), name
             scale = parameter.grad.abs().max().clamp(min=1e-2)
             torch.testing.assert_close(
                 gradient / scale, parameter.grad / scale, rtol=1e-2, atol=2e-3, msg=name
             )
+
+
+def shipped(name: str) -> PretrainConfig:
+    path = Path(__file__).parents[2] / "pretrain" / "configs" / f"{name}.yaml"
+    sources = [(name, read_yaml(path)), ("test", {"output_dir": "x"})]
+    return build_config(PretrainConfig, sources, variants={"method": METHODS.config})
+
+
+def test_shipped_presets_differ_where_they_say() -> None:
+    paper, official, vit, elevation, depth = (
+        to_dict(shipped(f"decur_{name}"))
+        for name in ("resnet50_rda", "resnet50_rda_official", "vit_small", "rgb_elevation", "rgb_depth")
+    )
+    adamw = {
+        "optim.name": ("lars", "adamw"),
+        "optim.lr": (0.2, 1e-4),
+        "optim.betas": ([0.9, 0.95], [0.9, 0.999]),
+        "optim.weight_decay": (1e-6, 0.01),
+        "optim.bias_lr_scale": (0.024, 1.0),
+    }
+
+    def difference(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        return {key: (a, b) for key, a, b in diff_configs(first, second)}
+
+    assert diff_configs(paper["method"], to_dict(DeCURConfig())) == []
+    assert difference(paper, official) == adamw | {
+        "method.projector.shared": (False, True),
+        "method.share_attention": (False, True),
+        "method.reduction": ("sum", "official"),
+        "method.gather_gradient": (True, False),
+    }
+    assert difference(paper, vit) == adamw | {"method.encoder.arch": ("resnet50_rda", "vit_small")}
+    assert difference(paper, elevation) == {
+        "method.encoder.channels.optical": (13, 3),
+        "method.encoder.channels.sar": (2, 3),
+        "method.augment.sar.grayscale": (0.2, 0.0),
+        "method.augment.sar.blur": (0.5, 0.0),
+        "method.common": (0.875, 0.75),
+    }
+    crops = [depth["method"]["crop"], depth["method"]["augment"]["sar_crop"]]
+    assert [(c["scale"], c["horizontal_flip"], c["vertical_flip"]) for c in crops] == [
+        ([0.5, 1.0], 0.5, 0.5),
+        ([0.5, 1.0], 0.5, 0.0),
+    ]
+
+
+def test_shipped_rows_of_the_tables_differ_in_what_they_compare() -> None:
+    rows = (
+        "decur",
+        "barlow_twins",
+        "vicreg",
+        "simclr",
+        "clip",
+        "decur_without_decoupling",
+        "decur_without_intra",
+    )
+    methods = {row: to_dict(shipped(f"cross_modal/{row}").method) for row in rows}
+    assert methods["decur"]["encoder"]["arch"] == "resnet50"
+    found = {
+        row: {key: value for key, _, value in diff_configs(methods["decur"], methods[row])}
+        for row in rows[1:]
+    }
+    contrastive = {"intra": False, "projector.dims": [2048, 2048, 128]}
+    assert found == {
+        "barlow_twins": {"intra": False, "common": 1.0},
+        "vicreg": {"intra": False, "objective": "vicreg"},
+        "simclr": {**contrastive, "objective": "nt_xent", "contrast.temperature": 0.1},
+        "clip": {**contrastive, "objective": "info_nce", "contrast.learn": True},
+        "decur_without_decoupling": {"common": 1.0},
+        "decur_without_intra": {"intra": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "bias_lr", "decay", "batch", "epochs", "common"),
+    [
+        ("decur_resnet50_rda", 0.2, 0.0048, 1e-6, 256, 100, 7168),
+        ("decur_resnet50_rda_official", 1e-4, 1e-4, 0.01, 256, 100, 7168),
+        ("decur_vit_small", 1e-4, 1e-4, 0.01, 256, 100, 7168),
+        ("decur_rgb_elevation", 0.2, 0.0048, 1e-6, 256, 100, 6144),
+        ("decur_rgb_depth", 0.05, 0.0048, 1e-6, 128, 200, 6144),
+        ("cross_modal/decur", 0.2, 0.0048, 1e-6, 256, 100, 7168),
+        ("cross_modal/barlow_twins", 0.2, 0.0048, 1e-6, 256, 100, 8192),
+    ],
+)
+def test_shipped_presets_have_the_papers_numbers(
+    name: str, lr: float, bias_lr: float, decay: float, batch: int, epochs: int, common: int
+) -> None:
+    config = shipped(name)
+    optim, method = config.optim, config.method
+    assert (optim.lr, optim.weight_decay, optim.global_batch, optim.epochs) == (lr, decay, batch, epochs)
+    assert optim.lr * optim.bias_lr_scale == pytest.approx(bias_lr)
+    assert (optim.momentum, optim.warmup_epochs, optim.min_lr) == (0.9, 0, 0)
+    assert method.projector.dims == [8192] * 3
+    assert (method.common * 8192, method.off_diagonal) == (common, 0.0051)
