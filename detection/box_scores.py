@@ -130,7 +130,12 @@ def print_table(scores: BoxScores, console: Console) -> None:
 
 
 def card_of(
-    config: Any, scores: BoxScores, source: dict[str, str], selected_by: str, also: dict[str, Any]
+    config: Any,
+    scores: BoxScores,
+    source: dict[str, str],
+    batch: int | None,
+    selected_by: str,
+    also: dict[str, Any],
 ) -> Card:
     """The result card of a run.
 
@@ -138,6 +143,7 @@ def card_of(
         config: mmengine's config with the keys ``dataset_name`` and ``protocol`` of ours.
         scores: Of the reported epoch on the test images.
         source: Name and hash of the encoder that training started from.
+        batch: Images that a training step learnt from, over all processes; None where nothing says.
         selected_by: ``last`` or ``test``.
         also: The figure of other epochs, by how they were chosen.
 
@@ -171,7 +177,7 @@ def card_of(
             "config": Path(config.filename).stem if config.filename else "",
             "detector": config.model.type,
             "epochs": config.train_cfg.max_epochs,
-            "batch_per_process": config.train_dataloader.batch_size,
+            "batch": batch,
             "optimizer": {k: _plain(v) for k, v in optim.optimizer.items()},
             "layer_decay": dict(optim.get("paramwise_cfg") or {}),
             "drop_path": config.model.backbone.get("drop_path", 0.0),

@@ -35,6 +35,8 @@ from codemae.scenes.tiling import TilingError
 
 PREDICTIONS = "predictions"
 PICTURES = "pictures"
+BEST = "best_"
+"""How mmengine's name of the best epoch's checkpoint begins."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,12 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, actions = parser_of("detection", __doc__ or "")
     for action in ("train", "test"):
         actions[action].add_argument("--pictures", type=int, default=16, help="test images to draw (16)")
+    actions[
+        "test"
+    ].epilog = "Without --checkpoint an official preset scores the best epoch, as training does."
     infer = actions["infer"]
     infer.add_argument(
         "--out", type=Path, metavar="FILE", help="GeoJSON; WORK_DIR/SCENE.geojson when not given"
     )
     infer.add_argument("--window", type=int, help="side of a window in pixels; the config's when not given")
-    infer.add_argument("--overlap", type=int, help="pixels that windows share: the longest object and 8")
+    infer.add_argument("--overlap", type=int, help="pixels that windows share; the config's when not given")
     infer.add_argument("--batch-size", type=int, default=1, help="windows a call (1)")
     infer.add_argument("--score", type=float, default=0.3, help="least score of a box (0.3)")
     infer.add_argument("--bands", type=int, nargs="+", metavar="N", help="bands to show, from 1, red first")
@@ -85,25 +90,38 @@ def train(command: Command, config: Config) -> str:
     runner = build_runner(config, command.resume)
     runner.train()
     barrier()
-    last = find_checkpoint(command)
-    if config.protocol != "official":
-        return report(command, config, runner, last, "last", {})
-    score_checkpoint(runner, last)
-    also = {"last": _scores(command, config).figures} if is_main_process() else {}
-    best = sorted(command.work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
-    if not best:
-        raise LaunchError(f"no best_*.pth in {command.work_dir}; the run was too short to evaluate an epoch")
-    return report(command, config, runner, best[-1], "test", also)
+    return report_selected(command, config, runner)
 
 
 def test(command: Command, config: Config) -> str:
-    """Scores a checkpoint on the config's test images."""
+    """Scores on the config's test images what training reported, or the checkpoint that is named."""
     path = find_checkpoint(command)
     set_architecture(config, read_mm_checkpoint(path))
     config.test_evaluator.outfile_prefix = str(command.work_dir / PREDICTIONS)
     runner = StrictRunner.from_cfg(config)
-    chosen = "test" if path.name.startswith("best_") else "last"
-    return report(command, config, runner, path, chosen, {})
+    if command.checkpoint is None:
+        return report_selected(command, config, runner)
+    return report(command, config, runner, path, "test" if path.name.startswith(BEST) else "last", {})
+
+
+def report_selected(command: Command, config: Config, runner: StrictRunner) -> str:
+    """Reports the last epoch or, under the official protocol, the best on the test images and both figures.
+
+    Raises:
+        LaunchError: The protocol selects, and no epoch was evaluated.
+    """
+    last = find_checkpoint(command)
+    if config.protocol != "official":
+        return report(command, config, runner, last, "last", {})
+    best = sorted(command.work_dir.glob(f"{BEST}*.pth"), key=lambda path: path.stat().st_mtime)
+    if not best:
+        raise LaunchError(
+            f"no {BEST}*.pth in {command.work_dir}, which the official protocol reports; train until an "
+            "epoch is evaluated, or score another with test --checkpoint FILE"
+        )
+    score_checkpoint(runner, last)
+    also = {"last": _scores(command, config).figures} if is_main_process() else {}
+    return report(command, config, runner, best[-1], "test", also)
 
 
 def report(
@@ -127,7 +145,7 @@ def report(
     )
     model: Any = runner.model
     source = find_backbone(getattr(model, "module", model))[1].source
-    card: Card = card_of(config, scores, source, selected_by, also)
+    card: Card = card_of(config, scores, source, runner.images_a_step, selected_by, also)
     card.save(command.work_dir / CARD_NAME)
     return card.sentence()
 

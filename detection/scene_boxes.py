@@ -1,5 +1,6 @@
 """Boxes of a scene of any size: windows with overlap, each object once, memory that does not grow with it."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,11 @@ from codemae.scenes.geotiff import Grid, Scene, SceneError, open_scene, write_ge
 from codemae.scenes.tiling import Area, TilingConfig, areas
 
 _CHUNK = 512
+_EVERYWHERE = (-math.inf, -math.inf, math.inf, math.inf)
 CUT = 4.0
 """Pixels from a window's inner border within which a box counts as cut by it."""
+AGREE = 0.7
+"""Overlap, within what two windows both saw, from which on two boxes are parts of one object."""
 
 
 @dataclass(kw_only=True)
@@ -29,7 +33,8 @@ class SceneSettings:
 
     Attributes:
         window: Side of the windows in pixels.
-        overlap: Pixels that neighbours share; 8 more than the longest object, so that a window sees it whole.
+        overlap: Pixels that neighbours share. An object 8 px shorter is whole in some window; a longer one is
+            put together from its parts.
         batch_size: Windows a call of the detector.
         least_score: Boxes below it are left out.
         iou: Two boxes of a class that overlap more are one object.
@@ -58,18 +63,24 @@ class Boxes:
         corners: (n, 4) left, top, right, bottom.
         scores: (n,).
         labels: (n,) class numbers.
+        seen: (n, 4) the window each was found in, infinite where the scene ends; no borders by default.
     """
 
     corners: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    seen: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+
+    def __post_init__(self) -> None:
+        if len(self.seen) == 0:
+            self.seen = torch.tensor(_EVERYWHERE).expand(len(self), 4)
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def part(self, chosen: Tensor) -> "Boxes":
         """Some of them."""
-        return Boxes(self.corners[chosen], self.scores[chosen], self.labels[chosen])
+        return Boxes(self.corners[chosen], self.scores[chosen], self.labels[chosen], self.seen[chosen])
 
     def joined(self, others: "Boxes") -> "Boxes":
         """These and others."""
@@ -77,7 +88,12 @@ class Boxes:
             torch.cat([self.corners, others.corners]),
             torch.cat([self.scores, others.scores]),
             torch.cat([self.labels, others.labels]),
+            torch.cat([self.seen, others.seen]),
         )
+
+    def cut(self) -> Tensor:
+        """(n,): whether a box ends at its window's border, so that its object may go on beyond it."""
+        return ((self.corners - self.seen).abs() <= CUT).any(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +138,7 @@ def search_scene(
         panel=settings.window,
         batch_size=settings.batch_size,
     )
-    with open_scene(path) as scene:
+    with open_scene(path, bands=max(settings.bands or (1,))) as scene:
         reader = _Reader(scene, settings)
         found = _objects(scene.grid, reader, detect, tiling, settings)
         count = write_geojson(out, (_feature(place, scene.grid, classes) for place in found), scene.grid.crs)
@@ -203,26 +219,33 @@ def _whole(boxes: Boxes, area: Area, grid: Grid, settings: SceneSettings) -> Box
     """
     boxes = boxes.part(boxes.scores >= settings.least_score)
     left, top, right, bottom = boxes.corners.unbind(1)
+    seen = list(_EVERYWHERE)
     kept = torch.ones(len(boxes), dtype=torch.bool)
-    for low, high, length, begin, whole in (
-        (left, right, area.width, area.column, grid.width),
-        (top, bottom, area.height, area.row, grid.height),
+    for axis, (low, high, length, begin, whole) in enumerate(
+        (
+            (left, right, area.width, area.column, grid.width),
+            (top, bottom, area.height, area.row, grid.height),
+        )
     ):
-        centre, long = (low + high) / 2, high - low > settings.overlap - 2 * CUT
+        centre, long = (low + high) / 2, high - low >= settings.overlap - 2 * CUT
         outer = settings.overlap / 4
         if begin > 0:
+            seen[axis] = begin
             kept &= ((centre >= outer) & (low > CUT)) | long
         if begin + length < whole:
+            seen[axis + 2] = begin + length
             kept &= ((centre <= length - outer) & (high < length - CUT)) | long
     shift = torch.tensor([area.column, area.row, area.column, area.row], dtype=torch.float32)
-    return Boxes(boxes.corners + shift, boxes.scores, boxes.labels).part(kept)
+    window = torch.tensor(seen, dtype=torch.float32).expand(len(boxes), 4)
+    return Boxes(boxes.corners + shift, boxes.scores, boxes.labels, window).part(kept)
 
 
 def settle(waiting: Boxes, following: int | None, iou: float) -> tuple[Boxes, Boxes]:
     """Objects that no later window can change, and the boxes that have to wait.
 
     Boxes that overlap, directly or through others, are settled together once all of them end above the next
-    row of windows; so the objects are those of one non-maximum suppression over all boxes of the scene.
+    row of windows; so the objects are those of one joining of parts and one non-maximum suppression over all
+    boxes of the scene.
 
     Args:
         waiting: Boxes so far.
@@ -241,8 +264,59 @@ def settle(waiting: Boxes, following: int | None, iou: float) -> tuple[Boxes, Bo
             ready, holding = ready & ~held, held
     done = waiting.part(ready)
     if len(done):
+        done = join_parts(done)
         done = done.part(batched_nms(done.corners, done.scores, done.labels, iou))
     return done, waiting.part(~ready)
+
+
+def join_parts(boxes: Boxes) -> Boxes:
+    """Boxes with the parts of each object that window borders cut made one, at their largest score.
+
+    Two boxes of a class are of one object if they agree within what both windows saw. A cut box that lies in
+    one that is not cut is left out; the outline of cut boxes that agree, directly or through others, takes
+    their place. Boxes that are not cut stay as they are.
+    """
+    cut = boxes.cut()
+    kept = torch.ones(len(boxes), dtype=torch.bool)
+    for place in cut.nonzero().flatten().tolist():
+        kept[place] = not (_agreeing(boxes, place) & _holding(boxes, place) & ~cut).any()
+    parts, group = cut & kept, torch.arange(len(boxes))
+    for place in parts.nonzero().flatten().tolist():
+        mates = _agreeing(boxes, place) & parts
+        mates[place] = True
+        group[torch.isin(group, group[mates])] = group[mates].min()
+    corners, scores = boxes.corners.clone(), boxes.scores.clone()
+    for first in group[parts].unique().tolist():
+        members = group == first
+        corners[first, :2] = boxes.corners[members, :2].amin(dim=0)
+        corners[first, 2:] = boxes.corners[members, 2:].amax(dim=0)
+        scores[first] = boxes.scores[members].max()
+        kept[members] = False
+        kept[first] = True
+    return Boxes(corners[kept], scores[kept], boxes.labels[kept])
+
+
+def _agreeing(boxes: Boxes, place: int) -> Tensor:
+    """(n,): whether a box has the class of this one and overlaps it within what the windows of both saw."""
+    low = boxes.seen[:, :2].maximum(boxes.seen[place, :2])
+    high = boxes.seen[:, 2:].minimum(boxes.seen[place, 2:])
+    starts, ends = boxes.corners[:, :2].maximum(low), boxes.corners[:, 2:].minimum(high)
+    own_start, own_end = boxes.corners[place, :2].maximum(low), boxes.corners[place, 2:].minimum(high)
+    shared = _area(starts.maximum(own_start), ends.minimum(own_end))
+    overlap = shared / (_area(starts, ends) + _area(own_start, own_end) - shared)
+    return (overlap > AGREE) & (boxes.labels == boxes.labels[place])
+
+
+def _holding(boxes: Boxes, place: int) -> Tensor:
+    """(n,): whether most of this box lies in a box."""
+    start, end = boxes.corners[place, :2], boxes.corners[place, 2:]
+    shared = _area(boxes.corners[:, :2].maximum(start), boxes.corners[:, 2:].minimum(end))
+    return shared > AGREE * _area(start, end)
+
+
+def _area(starts: Tensor, ends: Tensor) -> Tensor:
+    """Of rectangles from (..., 2) to (..., 2); 0 where one ends before it starts."""
+    return (ends - starts).clamp(min=0).prod(dim=-1)
 
 
 def _touches(boxes: Boxes, others: Boxes) -> Tensor:

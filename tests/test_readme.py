@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from string import Template
 
 import pytest
 import torch
@@ -20,14 +21,17 @@ BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
 def commands(readme: Path) -> list[list[str]]:
-    text = readme.read_text()
-    lines = [
-        line
-        for language, body in BLOCK.findall(text)
-        if language == "bash"
-        for line in body.replace("\\\n", " ").splitlines()
-    ]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    """Words of each line of the bash blocks, with ``$NAME`` as ``NAME=VALUE`` of the block has set it."""
+    found = []
+    for body in (body for language, body in BLOCK.findall(readme.read_text()) if language == "bash"):
+        values: dict[str, str] = {}
+        for line in body.replace("\\\n", " ").splitlines():
+            words = [Template(word).safe_substitute(values) for word in shlex.split(line, comments=True)]
+            for place, word in enumerate(words):
+                if assigned := re.fullmatch(r"(\w+)=(.*)", word):
+                    values[assigned[1]] = words[place] = assigned[2]
+            found.append(words)
+    return [words for words in found if words]
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
@@ -41,7 +45,8 @@ def test_links_lead_to_files(readme: Path) -> None:
 def test_commands_name_files_that_exist(readme: Path) -> None:
     for words in commands(readme):
         for word in words:
-            if word.endswith((".py", ".sh", ".yaml")) and not word.startswith("$"):
+            # What lies under runs/ the commands write themselves.
+            if word.endswith((".py", ".sh", ".yaml")) and not word.startswith(("$", "runs/")):
                 assert (ROOT / word).exists(), f"{readme}: {shlex.join(words)}"
 
 

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from codemae.checkpoint import load_strictly
 from codemae.mm.backbone import find_backbone
 from codemae.mm.checkpoints import ENCODER_KEY, SOURCE_KEY, read_mm_checkpoint
+from codemae.mm.optimizer_steps import BATCH_KEY, images_a_step
 
 
 @RUNNERS.register_module()
@@ -18,7 +19,12 @@ class StrictRunner(Runner):
 
     Differs from mmengine's Runner: that one skips keys that are missing, unknown or of another shape, and
     falls back to running what a pickle says.
+
+    Attributes:
+        images_a_step: Of the training that the weights come from; None where nothing says.
     """
+
+    images_a_step: int | None = None
 
     def load_checkpoint(
         self,
@@ -43,6 +49,7 @@ class StrictRunner(Runner):
         model = self.model.module if is_model_wrapper(self.model) else self.model
         load_strictly(model, checkpoint["state_dict"])
         self._has_loaded = True
+        self.images_a_step = checkpoint["meta"].get(BATCH_KEY)
         self.logger.info(f"Loaded all of {filename}")
         return checkpoint
 
@@ -51,5 +58,7 @@ class StrictRunner(Runner):
         model = self.model.module if is_model_wrapper(self.model) else self.model
         meta = copy.copy(kwargs.pop("meta", None) or {})
         backbone = find_backbone(model)[1]
+        self.images_a_step = images_a_step(self.cfg)
         meta |= {ENCODER_KEY: backbone.description(), SOURCE_KEY: backbone.source}
+        meta |= {BATCH_KEY: self.images_a_step}
         super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)

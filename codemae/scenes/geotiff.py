@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.features import shapes
 from rasterio.transform import Affine
@@ -60,20 +60,21 @@ class Scene:
     Attributes:
         path: Of the file.
         grid: Of the pixels handed out.
-        bands: Number of bands.
+        bands: Number of bands handed out.
         dtype: Type of the stored values.
         nodata: Stored value that means no data; None where none is declared.
     """
 
-    def __init__(self, path: str, dataset: Any) -> None:
+    def __init__(self, path: str, dataset: Any, bands: Sequence[int]) -> None:
         self.path = path
         self._dataset = dataset
+        self._numbers = list(bands)
         crs = dataset.crs if dataset.crs else None
         self.grid = Grid(height=dataset.height, width=dataset.width, transform=dataset.transform, crs=crs)
-        self.bands = int(dataset.count)
+        self.bands = len(self._numbers)
         self.dtype = str(dataset.dtypes[0])
         self.nodata = dataset.nodata
-        self._warped = isinstance(dataset, WarpedVRT)
+        self._masked = _has_mask(dataset, self._numbers)
 
     def read(self, area: Area) -> np.ndarray:
         """A window: (H, W, C) of the stored type, or float32 with NaN where there is no data.
@@ -83,10 +84,10 @@ class Scene:
         """
         window = Window(area.column, area.row, area.width, area.height)
         try:
-            pixels = np.moveaxis(self._dataset.read(window=window), 0, -1)
-            if self.nodata is None and not self._warped:
+            pixels = np.moveaxis(self._dataset.read(self._numbers, window=window), 0, -1)
+            if not self._masked:
                 return np.ascontiguousarray(pixels)
-            valid = np.moveaxis(self._dataset.read_masks(window=window), 0, -1) > 0
+            valid = np.moveaxis(self._dataset.read_masks(self._numbers, window=window), 0, -1) > 0
         except RasterioError as error:
             raise SceneError(f"{self.path}: window {tuple(area)} cannot be read ({error})") from None
         if valid.all():
@@ -94,17 +95,40 @@ class Scene:
         return np.where(valid, pixels.astype(np.float32), np.float32(np.nan))
 
 
+def _transparency(dataset: Any) -> list[int]:
+    """Numbers of the bands that are marked as alpha."""
+    marked = zip(dataset.indexes, dataset.colorinterp, strict=True)
+    return [number for number, meaning in marked if meaning == ColorInterp.alpha]
+
+
+def _has_mask(dataset: Any, bands: Sequence[int]) -> bool:
+    """Whether a value, a mask or a band that is not handed out says where these bands have no data."""
+    told = {flag for number in bands for flag in dataset.mask_flag_enums[number - 1]} - {MaskFlags.all_valid}
+    if MaskFlags.alpha in told and set(_transparency(dataset)) <= set(bands):
+        # The warper takes the band for transparency whatever we do, and leaves zeros where it is zero.
+        return isinstance(dataset, WarpedVRT)
+    return bool(told)
+
+
 @contextmanager
 def open_scene(
-    path: str | os.PathLike[str], like: Grid | None = None, resampling: str = "bilinear"
+    path: str | os.PathLike[str],
+    like: Grid | None = None,
+    resampling: str = "bilinear",
+    bands: int | None = None,
 ) -> Iterator[Scene]:
     """Opens whatever GDAL reads: GeoTIFF with or without a coordinate system, PNG, JPEG.
+
+    A value of no data, a mask inside the file or beside it (``.msk``), and transparency become NaN.
 
     Args:
         path: The file.
         like: Grid the pixels are wanted on; the file is warped window by window as it is read. Pixels the
             file does not cover come as NaN.
         resampling: rasterio's name of the interpolation: nearest, bilinear, cubic, average, ...
+        bands: How many the reader needs. A band marked as transparency that these leave over says where there
+            is no data and is not handed out. Otherwise, and when None, it is a band like the others: GDAL
+            marks the fourth of four bands of bytes so, near infrared say, unless told what it is.
 
     Raises:
         SceneError: No such file, not an image, or it cannot be put on the grid for want of a position.
@@ -118,17 +142,21 @@ def open_scene(
         except RasterioError as error:
             raise SceneError(f"{path} is no image that can be read ({error})") from None
         with dataset:
-            own = Scene(str(path), dataset)
+            data = [number for number in dataset.indexes if number not in _transparency(dataset)]
+            if bands is None or bands > len(data):
+                data = list(dataset.indexes)
+            own = Scene(str(path), dataset, data)
             if like is None or own.grid == like:
                 yield own
                 return
             if own.grid.placed and like.placed:
                 options: dict[str, Any] = {"crs": like.crs, "transform": like.transform}
                 options |= {"height": like.height, "width": like.width}
-                with WarpedVRT(
-                    dataset, resampling=Resampling[resampling], add_alpha=False, **options
-                ) as warped:
-                    yield _Warped(str(path), warped, dataset, like)
+                if any(flags == [MaskFlags.per_dataset] for flags in dataset.mask_flag_enums):
+                    # A mask goes before a value of no data, but is only warped into a band of its own.
+                    options |= {"add_alpha": True, "src_nodata": None, "nodata": None}
+                with WarpedVRT(dataset, resampling=Resampling[resampling], **options) as warped:
+                    yield _Warped(str(path), warped, dataset, like, data)
             elif (own.grid.height, own.grid.width) == (like.height, like.width):
                 yield own
             else:
@@ -143,8 +171,8 @@ def open_scene(
 class _Warped(Scene):
     """A scene on another's grid; the part its file does not reach is told by a mask warped beside it."""
 
-    def __init__(self, path: str, warped: WarpedVRT, source: Any, like: Grid) -> None:
-        super().__init__(path, warped)
+    def __init__(self, path: str, warped: WarpedVRT, source: Any, like: Grid, bands: Sequence[int]) -> None:
+        super().__init__(path, warped, bands)
         self.grid = like
         self.nodata = source.nodata
         west, south, east, north = source.bounds
@@ -224,7 +252,9 @@ def write_map(
     profile: dict[str, Any] = {"driver": "GTiff", "height": grid.height, "width": grid.width, "count": count}
     profile |= {"dtype": dtype, "nodata": nodata, "compress": "deflate", "BIGTIFF": "IF_SAFER"}
     if grid.placed:
-        profile |= {"crs": grid.crs, "transform": grid.transform}
+        profile |= {"crs": grid.crs}
+    if not grid.transform.is_identity:
+        profile |= {"transform": grid.transform}
     if min(grid.height, grid.width) >= BLOCK:
         profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
@@ -267,8 +297,8 @@ def write_geojson(
 ) -> int:
     """Writes geometries and their properties one after the other; returns how many.
 
-    Coordinates stay in the scene's system, which the ``crs`` member names as GDAL and QGIS read it; without
-    one they are columns and rows.
+    Coordinates are written as they are given: in the scene's system, which the ``crs`` member names as GDAL
+    and QGIS read it; without one there is no such member.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -73,8 +73,9 @@ def test_a_config_trains_a_step_and_predicts(
     (tmp_path / "data" / "index" / "stats.yaml").write_text(yaml.safe_dump(sources.to_dict()))
     config = open_config(path, tmp_path / "run")
     if "sardet" in path.stem:
-        assert list(config.model.data_preprocessor.mean) == [63.75] * 3
-        assert list(config.model.data_preprocessor.std) == [31.875] * 3
+        official = "official" in path.stem
+        assert list(config.model.data_preprocessor.mean) == [35.8299 if official else 63.75] * 3
+        assert list(config.model.data_preprocessor.std) == [51.4447 if official else 31.875] * 3
     classes = config.metainfo.classes
     make_ships(tmp_path / "made", classes, count=8)
     (tmp_path / "data" / "index" / "stats.yaml").unlink()
@@ -128,6 +129,15 @@ def test_presets_state_what_the_protocols_differ_in(monkeypatch: pytest.MonkeyPa
     assert official.model.roi_head.bbox_head.loss_bbox == {"type": "GIoULoss", "loss_weight": 10.0}
     assert official.model.roi_head.bbox_head.reg_decoded_bbox
     assert "save_best" not in paper.default_hooks.checkpoint
+    assert official.default_hooks.checkpoint.save_best == "coco/bbox_mAP"
+    for config, least in ((paper, 32), (official, 16)):
+        parts = config.train_dataloader.dataset.datasets
+        assert [Path(part.ann_file).stem for part in parts] == ["train", "val"]
+        assert [part.filter_cfg.min_size for part in parts] == [least] * 2
+    theirs, ours = (config.train_dataloader.to_dict() for config in (paper, official))
+    for part in (*theirs["dataset"]["datasets"], *ours["dataset"]["datasets"]):
+        part.pop("filter_cfg")
+    assert theirs == ours
     paper, official = (
         load(f"faster-rcnn_hivit-base_itpn_8xb2-3x_sardet100k_{p}") for p in ("paper", "official")
     )
@@ -137,7 +147,24 @@ def test_presets_state_what_the_protocols_differ_in(monkeypatch: pytest.MonkeyPa
     assert official.val_evaluator.ann_file.endswith("test.json")
     assert official.val_dataloader.dataset.ann_file.endswith("test.json")
     assert official.optim_wrapper.type == "AmpOptimWrapper"
+    assert official.default_hooks.checkpoint.save_best == "coco/bbox_mAP"
+    filters = [config.train_dataloader.dataset.filter_cfg.to_dict() for config in (paper, official)]
+    assert filters == [{"filter_empty_gt": True, "min_size": size} for size in (32, 16)]
+    assert paper.statistics.endswith("stats.yaml") and official.statistics is None
+    assert official.model.data_preprocessor.to_dict() == {
+        "type": "DetDataPreprocessor",
+        **{"mean": [35.8299] * 3, "std": [51.4447] * 3, "bgr_to_rgb": True, "pad_size_divisor": 32},
+    }
+    (choice,) = (step for step in official.train_dataloader.dataset.pipeline if step.type == "RandomChoice")
+    whole, cropped = choice.transforms
+    assert whole[0].scales == cropped[2].scales == [(side, 1333) for side in range(480, 801, 32)]
+    assert cropped[0].scales == [(400, 1333), (500, 1333), (600, 1333)]
     assert [step.type for step in official.test_dataloader.dataset.pipeline if step.type == "Resize"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_warm_up_counts_steps_of_the_optimiser(path: Path) -> None:
+    assert Config.fromfile(path).default_hooks.param_scheduler.type == "OptimizerStepHook"
 
 
 def test_no_config_has_a_path_of_one_machine() -> None:

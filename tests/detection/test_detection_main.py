@@ -2,7 +2,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,9 +47,15 @@ def encoder_file(path: Path) -> Path:
 
 
 def run(
-    script: ModuleType, action: str, work_dir: Path, *words: str, epochs: int = 1, lr: float = 3e-4
+    script: ModuleType,
+    action: str,
+    work_dir: Path,
+    *words: str,
+    epochs: int = 1,
+    lr: float = 3e-4,
+    options: Sequence[str] = (),
 ) -> int:
-    options = [*SMALL, f"train_cfg.max_epochs={epochs}", f"optim_wrapper.optimizer.lr={lr}"]
+    options = [*SMALL, f"train_cfg.max_epochs={epochs}", f"optim_wrapper.optimizer.lr={lr}", *options]
     return int(script.main([action, CONFIG, *words, f"--work-dir={work_dir}", "--cfg-options", *options]))
 
 
@@ -74,6 +80,7 @@ def test_training_leaves_card_table_and_pictures(trained: Path) -> None:
     assert card.encoder == str(encoder)
     assert card.checkpoint_hash == hashlib.sha256(encoder.read_bytes()).hexdigest()
     assert card.settings["epochs"] == 1 and card.settings["layer_decay"]["variant"] == "official"
+    assert card.settings["batch"] == 4 and "batch_per_process" not in card.settings
     rows = list(csv.DictReader((trained / "run" / "per_class.csv").open()))
     assert [row["class"] for row in rows] == ["ship"] and rows[0]["boxes"] == "18"
     assert len(list((trained / "run" / "pictures").glob("*.jpg"))) == 6
@@ -105,8 +112,11 @@ def test_resume_goes_on_without_the_encoder_file_and_test_repeats_the_figure(
         assert (second["epoch"], second["iter"]) == (2, 2 * first["iter"])
         assert second["encoder_source"] == first["encoder_source"]
         before = Card.load(tmp_path / "run")
-        assert run(script, "test", tmp_path / "run", epochs=2) == 0
+        # The batch of the card is that of the training, however the test is started.
+        halved = ["train_dataloader.batch_size=2"]
+        assert run(script, "test", tmp_path / "run", epochs=2, options=halved) == 0
         after = Card.load(tmp_path / "run")
+        assert after.settings == before.settings and after.settings["batch"] == 4
         assert (after.values, after.metrics, after.checkpoint_hash) == (
             before.values,
             before.metrics,
@@ -114,6 +124,34 @@ def test_resume_goes_on_without_the_encoder_file_and_test_repeats_the_figure(
         )
     finally:
         (trained / "moved.safetensors").rename(encoder)
+
+
+def test_the_official_protocol_scores_the_best_epoch_with_the_last_beside_it(
+    script: ModuleType, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, last = tmp_path / "run", tmp_path / "run" / "epoch_1.pth"
+    shutil.copytree(trained / "run", folder)
+    (folder / "last_checkpoint").write_text(str(last))
+    last.rename(folder / "best_coco_bbox_mAP_epoch_1.pth")
+    checkpoint = read_mm_checkpoint(trained / "run" / "epoch_1.pth")
+    # The last epoch finds nothing: all is background.
+    checkpoint["state_dict"]["roi_head.bbox_head.fc_cls.bias"][-1] = 50
+    torch.save({key: checkpoint[key] for key in ("state_dict", "meta")}, last)
+    options = ["protocol=official"]
+
+    assert run(script, "test", folder, options=options) == 0
+    card, before = Card.load(folder), Card.load(trained / "run")
+    assert (card.protocol, card.selected_by, card.settings["batch"]) == ("official", "test", 4)
+    assert card.values == before.values and card.metrics == before.metrics
+    assert before.values[0] > card.also["last"]["box_ap50"] == 0
+
+    assert run(script, "test", folder, "--checkpoint", str(last), options=options) == 0
+    named = Card.load(folder)
+    assert (named.selected_by, named.values, named.also) == ("last", [0.0], {})
+
+    (folder / "best_coco_bbox_mAP_epoch_1.pth").unlink()
+    assert run(script, "test", folder, options=options) == 2
+    assert "test --checkpoint FILE" in capsys.readouterr().err
 
 
 def test_infer_writes_the_boxes_of_a_scene(

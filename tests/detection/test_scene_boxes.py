@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,15 @@ from scipy import ndimage
 
 pytest.importorskip("mmdet")
 
-from scene_boxes import Boxes, SceneResult, SceneSettings, detector_of, search_scene, settle  # noqa: E402
+from scene_boxes import (  # noqa: E402
+    Boxes,
+    SceneResult,
+    SceneSettings,
+    detector_of,
+    join_parts,
+    search_scene,
+    settle,
+)
 from torchvision.ops import batched_nms  # noqa: E402
 
 from codemae.mm.launch import LaunchError  # noqa: E402
@@ -79,6 +88,62 @@ def test_every_object_is_found_once_and_whole_wherever_the_borders_fall(
     whole = SceneSettings(window=512, overlap=0)
     search(tmp_path / "scene.tif", tmp_path / "whole.geojson", whole)
     assert sorted(found_in(tmp_path / "whole.geojson")) == sorted(found)
+
+
+def paint(path: Path, side: tuple[int, int], boxes: list[list[int]], bands: int = 3) -> Path:
+    """A dark scene with a bright rectangle at each x0, y0, x1, y1."""
+    pixels = np.zeros((bands, *side), dtype=np.uint8)
+    for x0, y0, x1, y1 in boxes:
+        pixels[:, y0:y1, x0:x1] = 255
+    profile = {"driver": "GTiff", "height": side[0], "width": side[1], "count": bands, "dtype": "uint8"}
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(pixels)
+    return path
+
+
+@pytest.mark.parametrize("length", [192, 250, 350, 450, 550, 1300])
+def test_an_object_longer_than_the_overlap_is_one_box_wherever_it_lies(tmp_path: Path, length: int) -> None:
+    settings = SceneSettings(window=800, overlap=200)
+    for left in (10, 300, 400, 470, 530, 575, 592, 598, 604, 608, 640, 700, 790):
+        box = [left, 20, left + length, 60]
+        search(paint(tmp_path / "scene.tif", (80, 2200), [box]), tmp_path / "out.geojson", settings)
+        assert found_in(tmp_path / "out.geojson") == [box]
+
+
+@pytest.mark.parametrize("size", [(60, 60), (30, 100), (120, 70), (300, 20), (260, 290)])
+def test_an_object_cut_at_several_borders_is_one_box(tmp_path: Path, size: tuple[int, int]) -> None:
+    for left, top in ((4, 4), (50, 70), (75, 79), (81, 60), (90, 30), (110, 100)):
+        box = [left, top, left + size[0], top + size[1]]
+        search(paint(tmp_path / "scene.tif", (420, 430), [box]), tmp_path / "out.geojson", SETTINGS)
+        assert found_in(tmp_path / "out.geojson") == [box]
+
+
+def test_long_neighbours_at_a_border_stay_two(tmp_path: Path) -> None:
+    boxes = [[40, 20, 150, 50], [30, 52, 170, 84], [172, 20, 300, 50]]
+    search(paint(tmp_path / "scene.tif", (100, 430), boxes), tmp_path / "out.geojson", SETTINGS)
+    assert sorted(found_in(tmp_path / "out.geojson")) == sorted(boxes)
+
+
+def test_parts_are_joined_if_they_agree_within_what_both_windows_saw() -> None:
+    left, right = [-math.inf, -math.inf, 800, math.inf], [600, -math.inf, math.inf, math.inf]
+
+    def joined(*parts: tuple[list[float], list[float], float, int]) -> list[list[float]]:
+        corners, seen, scores, labels = zip(*parts, strict=True)
+        boxes = Boxes(torch.tensor(corners), torch.tensor(scores), torch.tensor(labels), torch.tensor(seen))
+        done = join_parts(boxes)
+        return sorted(torch.cat([done.corners, done.scores[:, None]], dim=1).tolist())
+
+    one = ([500.0, 100, 800, 300], left, 0.5, 0), ([600.0, 110, 900, 300], right, 0.75, 0)
+    assert joined(*one) == [[500, 100, 900, 300, 0.75]]
+    # Within columns 600 to 800 the second object overlaps the first by 80 of 320 rows.
+    other = ([480.0, 220, 800, 420], left, 0.5, 0), ([600.0, 220, 950, 420], right, 0.25, 0)
+    assert joined(*one, *other) == [[480, 220, 950, 420, 0.5], [500, 100, 900, 300, 0.75]]
+    of_another_class = ([600.0, 110, 900, 300], right, 0.75, 1)
+    assert len(joined(one[0], of_another_class)) == 2
+    # What the right window sees whole needs no part of the left one, whatever its score.
+    assert joined(([606.0, 100, 800, 300], left, 0.75, 0), ([607.0, 101, 990, 300], right, 0.5, 0)) == [
+        [607, 101, 990, 300, 0.5]
+    ]
 
 
 def test_coordinates_are_those_of_the_scene(tmp_path: Path) -> None:
@@ -148,6 +213,21 @@ def test_pixels_without_data_take_the_mean(tmp_path: Path) -> None:
     search_scene(tmp_path / "scene.tif", tmp_path / "out.geojson", look, CLASSES, settings)
     assert seen[0][:, :32].reshape(-1, 3).tolist() == [[10, 20, 30]] * (64 * 32)
     assert (seen[0][:, 32:] == 90).all()
+
+
+def test_transparent_pixels_have_no_data_unless_the_band_is_asked_for(tmp_path: Path) -> None:
+    path = paint(tmp_path / "scene.tif", (64, 64), [[0, 0, 64, 30]], bands=4)
+    seen = []
+
+    def look(windows: list[np.ndarray]) -> list[Boxes]:
+        seen.extend(windows)
+        return [Boxes() for _ in windows]
+
+    for bands in (None, (4, 1, 2)):
+        settings = SceneSettings(window=64, overlap=0, fill=(10.0, 20.0, 30.0), bands=bands)
+        search_scene(path, tmp_path / "out.geojson", look, CLASSES, settings)
+    assert (seen[0][:30] == 255).all() and (seen[0][30:] == [10, 20, 30]).all()
+    assert (seen[1][:30] == 255).all() and (seen[1][30:] == 0).all()
 
 
 def test_settling_row_by_row_keeps_what_one_suppression_keeps() -> None:

@@ -8,5 +8,6 @@ randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=50),
     checkpoint=dict(interval=1, max_keep_ckpts=2),
+    param_scheduler=dict(type="OptimizerStepHook"),
     visualization=dict(_delete_=True, type="DetVisualizationHook", draw=False),
 )
