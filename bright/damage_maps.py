@@ -107,7 +107,8 @@ def infer(
         statistics = dict(zip(("pre", "post"), description.statistics(), strict=True))
         for name, path in (("pre", given.pre), ("post", given.post)):
             if path is not None:
-                scene = stack.enter_context(open_scene(path, grid, given.resampling))
+                bands = statistics[name].stored_channels
+                scene = stack.enter_context(open_scene(path, grid, given.resampling, bands))
                 grid = scene.grid if grid is None else grid
                 readers[name] = DateReader(scene, statistics[name], path)
         assert grid is not None

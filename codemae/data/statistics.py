@@ -156,6 +156,11 @@ class SourceStatistics:
         except (KeyError, TypeError, AttributeError) as error:
             raise StatisticsError(f"statistics entry {dict(plain)} is not complete: {error}") from None
 
+    @property
+    def stored_channels(self) -> int:
+        """Least number of stored channels that an image of all those read has."""
+        return max(self.select, default=self.channels - 1) + 1
+
     def expanded(self, channels: int) -> "SourceStatistics":
         """The same statistics for images whose single channel is repeated.
 

@@ -150,8 +150,19 @@ def test_a_map_of_scenes_of_other_systems_and_resolutions_is_aligned_to_half_a_p
     np.testing.assert_allclose(outline.min(0), [500_020, 5_399_960], atol=1)
 
 
-def test_where_a_date_has_no_data_the_map_has_none(script: ModuleType, trained: Path, tmp_path: Path) -> None:
-    pre, post = scenes(tmp_path, hole=True)
+@pytest.mark.parametrize("told_by", ["value", "alpha"])
+def test_where_a_date_has_no_data_the_map_has_none(
+    script: ModuleType, trained: Path, tmp_path: Path, told_by: str
+) -> None:
+    pre, post = scenes(tmp_path, hole=told_by == "value")
+    if told_by == "alpha":
+        with rasterio.open(pre) as opaque:
+            colours, profile = opaque.read(), opaque.profile
+        profile.update(count=4, nodata=None, photometric="RGB", alpha="YES")
+        alpha = np.full(colours.shape[1:], 255, np.uint8)
+        alpha[:20, :30] = 0
+        with rasterio.open(pre, "w", **profile) as dataset:
+            dataset.write(np.concatenate([colours, alpha[None]]))
     more = [f"--infer.pre={pre}", f"--infer.post={post}", f"--output_dir={tmp_path / 'out'}"]
     tiling = ["--tiling.window=64", "--tiling.overlap=16", "--tiling.panel=64", "--device=cpu"]
     assert script.main(["infer", f"--trained={trained}", *more, *tiling]) == 0
