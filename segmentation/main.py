@@ -138,7 +138,8 @@ def report(command: Command, config: Config, runner: StrictRunner, selected_by: 
     model = getattr(model, "module", model)
     train_rows = {key: value for key, value in config.train_dataloader.dataset.items() if key != "type"}
     trained_on = IndexSegmentation(**{**train_rows, "pipeline": [], "bad_samples": None})
-    card = card_of(config, figures, trained_on, dataset, find_backbone(model)[1].source, selected_by)
+    source = find_backbone(model)[1].source
+    card = card_of(config, figures, trained_on, dataset, source, runner.images_a_step, selected_by)
     card.save(command.work_dir / CARD_NAME)
     write_table(command.work_dir / TABLE, dataset.metainfo["classes"], figures)
     metric = runner.test_evaluator.metrics[0]

@@ -22,6 +22,7 @@ def card_of(
     train: IndexSegmentation,
     test: IndexSegmentation,
     source: Mapping[str, str],
+    batch: int | None,
     selected_by: Any,
 ) -> Card:
     """The card. Runs of different modality may be ranked if everything else agrees.
@@ -32,6 +33,7 @@ def card_of(
         train: The rows trained on.
         test: The rows measured.
         source: Name and hash of the encoder that training started from.
+        batch: Images that a training step learnt from, over all processes; None where nothing says.
         selected_by: ``last``, ``val`` or ``test``.
 
     Raises:
@@ -57,7 +59,7 @@ def card_of(
             "head": config.model.decode_head.type,
             "head_channels": config.model.decode_head.get("channels"),
             "length": config.train_cfg.get("max_iters") or f"{config.train_cfg.max_epochs} epochs",
-            "batch_per_process": config.train_dataloader.batch_size,
+            "batch": batch,
             "optimizer": _plain(optim.optimizer),
             "layer_decay": _plain(optim.get("paramwise_cfg") or {}),
             "drop_path": config.model.backbone.get("drop_path", 0.0),

@@ -125,8 +125,12 @@ def map_scene(
         for block in predict_blocks(
             grid.height, grid.width, windows.read, windows.predict, tiling, lambda n: bar.advance(task, n)
         ):
-            logits, missing = block.values[:-1], block.values[-1].numpy() > ALL_MISSING
-            numbers = logits.argmax(dim=0).numpy().astype(np.uint8)
+            readable = block.values[-1]
+            # Where no window could be read, the division gives NaN, which is masked.
+            votes = block.values[:-1] / readable
+            logits, missing = votes[:-1], (votes[-1] > ALL_MISSING).numpy() | (readable == 0).numpy()
+            # max finds the place several times as fast as argmax does over the first dimension.
+            numbers = logits.max(dim=0).indices.numpy().astype(np.uint8)
             numbers[missing] = NO_LABEL
             written.write(block.area, numbers)
             if shares is not None:
@@ -171,7 +175,11 @@ class _Reader:
 
 
 class _Windows:
-    """Reads and predicts windows; the last band of a prediction says where there is no data."""
+    """Reads and predicts windows.
+
+    The last two bands of a prediction say where there is no data, and whether the window could be read: what
+    is blended, divided by the blended last band, is the mean over the windows that could.
+    """
 
     def __init__(
         self, model: Any, readers: Sequence[_Reader], classes: int, strict: bool, unread: list[str]
@@ -190,19 +198,20 @@ class _Windows:
             if self._strict:
                 raise
             self._unread.append(str(error))
-            return None, np.ones((area.height, area.width), dtype=bool)
+            return None, np.zeros((area.height, area.width), dtype=bool)
         images, missing = zip(*parts, strict=True)
         return torch.cat(images), np.logical_or.reduce(missing)
 
     def predict(self, windows: list[tuple[Tensor | None, np.ndarray]]) -> Tensor:
-        """(n, K + 1, h, w)."""
+        """(n, K + 2, h, w); zeros of a window that could not be read."""
         missing = torch.from_numpy(np.stack([gaps for _, gaps in windows])).float()
-        values = torch.zeros(len(windows), self._classes + 1, *missing.shape[1:])
-        values[:, -1] = missing
+        values = torch.zeros(len(windows), self._classes + 2, *missing.shape[1:])
         readable = [place for place, (image, _) in enumerate(windows) if image is not None]
         if readable:
             images = torch.stack([image for image, _ in windows if image is not None])
-            values[readable, :-1] = predict_logits(self._model, images, whole=True).float().cpu()
+            values[readable, : self._classes] = predict_logits(self._model, images, whole=True).float().cpu()
+            values[readable, -2] = missing[readable]
+            values[readable, -1] = 1
         return values
 
 

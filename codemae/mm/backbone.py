@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -14,8 +15,11 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from codemae.checkpoint import EncoderMetadata, WeightsError
+from codemae.evaluation.card import joint_hash
 from codemae.evaluation.features import encoder_hash
 from codemae.modality import MODALITY_NAMES
+from codemae.models.cross_fusion import XAttnEncoder
+from codemae.models.embeddings import patch_grid
 from codemae.models.encoder import Encoder
 from codemae.models.factory import create_encoder, load_encoder
 from codemae.models.hivit import HiViT, PatchMerge
@@ -23,11 +27,65 @@ from codemae.models.hivit import HiViT, PatchMerge
 log = logging.getLogger(__name__)
 
 BOTH = "both"
+PAIR = "pair"
+"""What stands in a checkpoint for the name of the architecture where each modality has its own encoder."""
 NUM_STAGES = 4
 
 
 class BackboneError(ValueError):
     """An encoder cannot serve as the backbone that the config describes."""
+
+
+class EncoderOfEach(Encoder):
+    """One encoder a modality behind the interface of a single one, as DeCUR leaves them.
+
+    Args:
+        encoders: By modality, all of one architecture.
+
+    Raises:
+        BackboneError: The architectures differ, or an encoder does not take images of its modality.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder]) -> None:
+        super().__init__()
+        names = {name: encoder.arch for name, encoder in encoders.items()}
+        if len(set(names.values())) > 1:
+            raise BackboneError(f"the encoders differ: {names}; name two of one architecture")
+        for name, encoder in encoders.items():
+            _modalities(encoder, name)
+        first = next(iter(encoders.values()))
+        self.encoders = nn.ModuleDict(encoders)
+        self.arch = PAIR
+        self.arch_kwargs = {name: {"name": each.arch, **each.arch_kwargs} for name, each in encoders.items()}
+        self.img_size, self.embed_dim, self.patch_size = first.img_size, first.embed_dim, first.patch_size
+        self.channels = {name: encoder.channels[name] for name, encoder in encoders.items()}
+        stated = {name: getattr(encoder, "inputs", {}) for name, encoder in encoders.items()}
+        self.inputs = {name: inputs[name] for name, inputs in stated.items() if name in inputs}
+        if hasattr(first, "metadata"):
+            self.metadata = first.metadata
+
+    def of(self, modality: str) -> Encoder:
+        """The encoder of a modality."""
+        return cast(Encoder, self.encoders[modality])
+
+    @property
+    def pyramid_dims(self) -> tuple[int, int, int, int]:
+        """Channels of the four maps of ``pyramid``."""
+        return self.of(self.modalities[0]).pyramid_dims
+
+    def pyramid(self, images: Tensor, modality: str) -> list[Tensor]:
+        """Feature maps by the modality's own encoder."""
+        return self.of(modality).pyramid(images, modality)
+
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of every parameter, numbered by the ``official`` rule of layer-wise decay."""
+        ids = {}
+        for name in self.modalities:
+            encoder = self.of(name)
+            top = len(encoder.blocks) if isinstance(encoder, HiViT) else None
+            for key, number in encoder.layer_ids().items():
+                ids[f"encoders.{name}.{key}"] = number if top is None else min(number, top)
+        return ids
 
 
 @MODELS.register_module()
@@ -40,9 +98,11 @@ class CoDeMAEBackbone(BaseModule):
     embeddings of unused modalities included.
 
     Args:
-        encoder: FILE, released NAME or ``random:ARCH``, as ``codemae.load_encoder`` takes them.
+        encoder: FILE, released NAME or ``random:ARCH``, as ``codemae.load_encoder`` takes them. With ``both``
+            also two of them, optical first, with a comma between or as a list: an encoder a modality.
         modality: ``optical``, ``sar``, or ``both``: images of both modalities stacked along the channels,
-            optical first. Each is encoded by itself and the maps are stacked along the channels.
+            optical first. Each is encoded by itself, unless the encoder fuses modalities, and the maps are
+            stacked along the channels.
         arch: In place of ``encoder``: name and keyword arguments of an encoder whose weights a detector's
             checkpoint will bring.
         out_channels: Width of the maps. A level of another width gets a 1 x 1 convolution; None keeps the
@@ -55,7 +115,8 @@ class CoDeMAEBackbone(BaseModule):
         drop_path: Largest stochastic depth rate.
         checkpoint_activations: Recompute attention blocks in the backward pass to save memory.
         img_size: Side that positions are laid out for; the encoder's own when None. Other sizes interpolate.
-        channels: Input channels of each modality where they differ from the encoder's.
+        channels: Input channels of each modality where they differ from the encoder's; modalities that the
+            encoder has not are passed over.
         center: Modalities whose images lose their own mean on entry; the encoder's own choice when None.
         seed: Of the weights of ``random:``.
         source: With ``arch``: name and hash of the weights that training once started from.
@@ -66,13 +127,14 @@ class CoDeMAEBackbone(BaseModule):
         it) -> a tuple of (B, D_level, H/s, W/s).
 
     Raises:
-        BackboneError: No feature maps at these strides, unknown modality, or stages that cannot be frozen.
+        BackboneError: No feature maps at these strides, a modality the encoder has not, or stages that cannot
+            be frozen.
         codemae.checkpoint.WeightsError: The file does not fit or is damaged.
     """
 
     def __init__(
         self,
-        encoder: str | None = None,
+        encoder: str | Sequence[str] | None = None,
         modality: str = "optical",
         arch: Mapping[str, Any] | None = None,
         out_channels: int | None = None,
@@ -100,15 +162,14 @@ class CoDeMAEBackbone(BaseModule):
             )
         if arch is not None:
             # A config's own dictionary type must not reach a checkpoint, which holds plain values alone.
-            kwargs = arch.to_dict() if isinstance(arch, ConfigDict) else dict(arch)
-            built: nn.Module = create_encoder(kwargs.pop("name"), **kwargs, **passed)
+            self.encoder = _create(arch.to_dict() if isinstance(arch, ConfigDict) else dict(arch), passed)
+            names = [self.encoder.arch]
         else:
             given = {"img_size": img_size, "channels": channels, "center": center, "seed": seed}
-            built = _load(str(encoder), given | passed)
-        self.encoder = cast(Encoder, built)
-        name = str(encoder) if encoder is not None else self.encoder.arch
-        self.source = dict(source or {"encoder": name, "checkpoint_hash": encoder_hash(name, built)})
-        self.modalities = _modalities(self.encoder, modality)
+            names = _split(cast(str | Sequence[str], encoder), modality)
+            self.encoder = _load_all(names, given | passed)
+        self.source = dict(source or _source(names, self.encoder))
+        self.modalities = _modalities(self.encoder, modality, names[0])
         self.stride64 = stride64
         self.norms = nn.ModuleDict(
             {
@@ -130,8 +191,9 @@ class CoDeMAEBackbone(BaseModule):
             widths = [out_channels] * len(widths)
         self.out_channels = widths + widths[-1:] * (stride64 is not None)
         self.frozen = _frozen(self.encoder, frozen_stages)
+        still = self.frozen | _unreached(self.encoder, self.modalities)
         for name, parameter in self.encoder.named_parameters():
-            if name in self.frozen or _of_another_modality(name, self.modalities):
+            if name in still:
                 parameter.requires_grad_(False)
         self.train()
 
@@ -149,10 +211,15 @@ class CoDeMAEBackbone(BaseModule):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps at strides 4, 8, 16, 32 and perhaps 64."""
-        parts = images.split([self._channels(images, name) for name in self.modalities], dim=1)
-        pyramids = [self._maps(part, name) for part, name in zip(parts, self.modalities, strict=True)]
+        widths = [self._channels(images, name) for name in self.modalities]
+        parts = dict(zip(self.modalities, images.split(widths, dim=1), strict=True))
+        if len(parts) > 1 and self.encoder.fuses:
+            pyramids = _fused_pyramids(cast(HiViT, self.encoder), parts)
+        else:
+            pyramids = {name: self.encoder.pyramid(part, name) for name, part in parts.items()}
+        normed = [self._normed(maps, name) for name, maps in pyramids.items()]
         maps = [
-            torch.cat(level, dim=1) if len(level) > 1 else level[0] for level in zip(*pyramids, strict=True)
+            torch.cat(level, dim=1) if len(level) > 1 else level[0] for level in zip(*normed, strict=True)
         ]
         if self.align:
             maps = [align(level) for align, level in zip(self.align, maps, strict=True)]
@@ -162,8 +229,7 @@ class CoDeMAEBackbone(BaseModule):
             maps.append(F.max_pool2d(maps[-1], 2, ceil_mode=True))
         return tuple(maps)
 
-    def _maps(self, images: Tensor, modality: str) -> Sequence[Tensor]:
-        maps: Sequence[Tensor] = self.encoder.pyramid(images, modality)
+    def _normed(self, maps: Sequence[Tensor], modality: str) -> Sequence[Tensor]:
         if modality in self.norms:
             norms = cast(nn.ModuleList, self.norms[modality])
             return [norm(level) for norm, level in zip(norms, maps, strict=True)]
@@ -199,23 +265,67 @@ def find_backbone(model: nn.Module) -> tuple[str, CoDeMAEBackbone]:
     return found[0]
 
 
-def _load(name: str, options: dict[str, Any]) -> nn.Module:
+def _split(encoder: str | Sequence[str], modality: str) -> list[str]:
+    """The one encoder that is named, or with ``both`` perhaps the two."""
+    if isinstance(encoder, str):
+        names = [name.strip() for name in encoder.split(",")] if modality == BOTH else [encoder]
+    else:
+        names = list(encoder)
+    if len(names) not in ((1, 2) if modality == BOTH else (1,)):
+        raise BackboneError(
+            f"modality={modality!r} with {len(names)} encoders ({', '.join(names)}); name one, or for 'both' "
+            "two, optical first"
+        )
+    return names
+
+
+def _load_all(names: Sequence[str], options: dict[str, Any]) -> Encoder:
+    """The encoder of that name; of two names, one a modality."""
+    if len(names) == 1:
+        return _load(names[0], options)
+    encoders = {}
+    for modality, name in zip(MODALITY_NAMES, names, strict=True):
+        center = options["center"]
+        own = {"center": None if center is None else [each for each in center if each == modality]}
+        encoders[modality] = _load(name, options | own)
+        _modalities(encoders[modality], modality, name)
+    return EncoderOfEach(encoders)
+
+
+def _load(name: str, options: dict[str, Any]) -> Encoder:
     try:
-        return load_encoder(name, **options)
+        return cast(Encoder, load_encoder(name, **options))
     except WeightsError:
         raise
     except (KeyError, FileNotFoundError, ImportError, ValueError) as error:
         raise BackboneError(f"encoder {name}: {error.args[0] if error.args else error}") from error
 
 
-def _modalities(encoder: Encoder, modality: str) -> tuple[str, ...]:
-    names = tuple(MODALITY_NAMES) if modality == BOTH else (modality,)
-    for name in names:
-        if name not in encoder.modalities:
-            raise BackboneError(
-                f"modality={modality!r}: {encoder.arch} takes {', '.join(encoder.modalities)} images"
-            )
-    return names
+def _create(arch: dict[str, Any], passed: dict[str, Any]) -> Encoder:
+    """An encoder as a checkpoint describes it, or one a modality."""
+    name = arch.pop("name")
+    if name != PAIR:
+        return create_encoder(name, **arch, **passed)
+    return EncoderOfEach({modality: _create(dict(each), passed) for modality, each in arch.items()})
+
+
+def _source(names: Sequence[str], encoder: Encoder) -> dict[str, str]:
+    """Name and hash of the weights that training starts from."""
+    if isinstance(encoder, EncoderOfEach) and len(names) > 1:
+        each = zip(names, encoder.modalities, strict=True)
+        hashed = joint_hash([encoder_hash(name, encoder.of(modality)) for name, modality in each])
+    else:
+        hashed = encoder_hash(names[0], encoder)
+    return {"encoder": ",".join(names), "checkpoint_hash": hashed}
+
+
+def _modalities(encoder: Encoder, modality: str, name: str = "") -> tuple[str, ...]:
+    wanted = tuple(MODALITY_NAMES) if modality == BOTH else (modality,)
+    if all(each in encoder.modalities for each in wanted):
+        return wanted
+    said = f"{name}, a {encoder.arch}," if name not in ("", encoder.arch) else encoder.arch
+    hint = "; name two encoders: OPTICAL_FILE,SAR_FILE" if modality == BOTH else ""
+    raise BackboneError(f"modality={modality!r}: {said} takes {', '.join(encoder.modalities)} images{hint}")
 
 
 def _widths(encoder: Encoder) -> list[int]:
@@ -227,16 +337,49 @@ def _widths(encoder: Encoder) -> list[int]:
         ) from None
 
 
-def _of_another_modality(name: str, modalities: tuple[str, ...]) -> bool:
-    """Whether a parameter belongs to the patch embedding or stem of a modality that is not used."""
-    others = set(MODALITY_NAMES) - set(modalities)
-    return any(name.startswith((f"patch_embed.{other}.", f"stem.{other}.")) for other in others)
+def _fused_pyramids(encoder: HiViT, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """The maps of ``encoder.pyramid`` of each modality, after all modalities of the ground have met."""
+    h, w = patch_grid(next(iter(images.values())), encoder.patch_size)
+    levels = reversed(encoder.level_features(encoder.encode(images)))
+    maps = [rearrange(x, "b (h w) p q d -> b d (h p) (w q)", h=h, w=w) for x in levels]
+    maps.append(F.avg_pool2d(maps[-1], 2, ceil_mode=True))
+    parts = [level.chunk(len(images)) for level in maps]
+    return {name: [level[place] for level in parts] for place, name in enumerate(images)}
+
+
+def _unreached(encoder: Encoder, modalities: tuple[str, ...]) -> frozenset[str]:
+    """Names of the parameters that images of these modalities do not reach.
+
+    They are the patch embeddings or stems of other modalities and, where one comes alone, the attention that
+    asks the other. Data-parallel training would wait for their gradients.
+    """
+    if isinstance(encoder, EncoderOfEach):
+        each = {
+            name: _unreached(encoder.of(name), (name,) if name in modalities else ())
+            for name in encoder.modalities
+        }
+        return frozenset(f"encoders.{name}.{key}" for name, keys in each.items() for key in keys)
+    if not modalities:
+        return frozenset(name for name, _ in encoder.named_parameters())
+    others = set(encoder.modalities) - set(modalities)
+    parts = [f"{part}.{other}." for part in ("patch_embed", "stem") for other in others]
+    if len(modalities) == 1:
+        parts += [
+            f"{name}.cross."
+            for name, module in encoder.named_modules()
+            if isinstance(module, XAttnEncoder) and not module.reads_itself
+        ]
+    names = [name for name, _ in encoder.named_parameters()]
+    return frozenset(name for name in names if name.startswith(tuple(parts)))
 
 
 def _frozen(encoder: Encoder, stages: int) -> frozenset[str]:
     """Names of the encoder's parameters that the first stages hold."""
     if not -1 <= stages <= NUM_STAGES:
         raise BackboneError(f"frozen_stages is {stages}; it lies between -1 and {NUM_STAGES}")
+    if isinstance(encoder, EncoderOfEach):
+        each = {name: _frozen(encoder.of(name), stages) for name in encoder.modalities}
+        return frozenset(f"encoders.{name}.{key}" for name, keys in each.items() for key in keys)
     names = [name for name, _ in encoder.named_parameters()]
     if stages == -1:
         return frozenset()

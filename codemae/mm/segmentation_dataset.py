@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from codemae.data.images import ImageError, Location, SceneCache, Window, as_rea
 from codemae.data.index import Index, open_index
 from codemae.data.masks import NO_LABEL, MaskError, read_mask, to_classes
 from codemae.data.statistics import SourceStatistics
+from codemae.mm.images import FEWEST_READ, LARGEST_SHARE
 from codemae.modality import MODALITY_NAMES
 
 log = logging.getLogger(__name__)
@@ -21,7 +23,6 @@ log = logging.getLogger(__name__)
 BOTH = "both"
 CHANNELS = {"optical": 3, "sar": 3}
 """Channels an encoder takes when nothing else is said; a single channel is repeated."""
-BAD_SHARE = 0.01
 FACTS = "codemae"
 """Entry of the dataset's ``metainfo``, and so of a checkpoint's, that says how images are standardised."""
 
@@ -50,6 +51,9 @@ class IndexSegmentation(BaseSegDataset):
         ignore_values: Stored values that mean no label.
         palette: Red, green and blue of each class in pictures.
         channels: Channels the encoder takes of each modality.
+        levels: ``mean`` and ``std`` of a modality's channels, in levels of 0 to 255, in place of the index's:
+            those that a published config states. Only of images that are bytes, and for all datasets of a
+            config alike.
         fraction: Share of the rows that is taken; which, ``fraction_seed`` says.
         fraction_seed: Of that draw.
         labelled: Whether rows need masks; without them every pixel is without label.
@@ -57,7 +61,8 @@ class IndexSegmentation(BaseSegDataset):
         cache_bytes: Memory of each worker for decoded scenes that serve many windows.
         pipeline: Transforms of mmsegmentation.
         test_mode: Whether an image that cannot be read is an error (the default of a test) or is replaced by
-            another one (training). Above 1 % of the rows it is an error in training, too.
+            another one (training). Above 1 % of what a process has read (from 100 reads on) it is an error in
+            training, too.
         **kwargs: Of ``BaseSegDataset``.
 
     Raises:
@@ -75,6 +80,7 @@ class IndexSegmentation(BaseSegDataset):
         ignore_values: Sequence[Value] = (),
         palette: Sequence[Sequence[int]] | None = None,
         channels: Mapping[str, int] | None = None,
+        levels: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
         fraction: float = 1.0,
         fraction_seed: int = 0,
         labelled: bool = True,
@@ -92,6 +98,7 @@ class IndexSegmentation(BaseSegDataset):
         self.modalities = tuple(MODALITY_NAMES) if modality == BOTH else (modality,)
         self.labelled = labelled
         self.bad_samples = bad_samples
+        self._reads = 0
         self._bad: set[int] = set()
         self._cache = SceneCache(cache_bytes)
         names = tuple(classes or self.index.classes)
@@ -108,6 +115,7 @@ class IndexSegmentation(BaseSegDataset):
             )
         self.rows = _drawn(self._usable_rows(), fraction, fraction_seed)
         self.channels = {name: dict(channels or CHANNELS)[name] for name in self.modalities}
+        self.levels = dict(levels or {})
         self.statistics = {
             source: {name: self._statistics(source, name) for name in self.modalities}
             for source in sorted({self.index.source(int(row)) for row in self.rows})
@@ -130,6 +138,7 @@ class IndexSegmentation(BaseSegDataset):
             SegmentationDataError: Sizes differ, or too many images cannot be read.
         """
         info = self.get_data_info(idx)
+        self._reads += 1
         try:
             sample = info | self.read(info["row"])
         except ImageError as error:
@@ -221,11 +230,30 @@ class IndexSegmentation(BaseSegDataset):
                 f"{modality} images of {source} have {found.channels} channels, the config's encoder takes "
                 f"{wanted}; set channels of backbone and datasets alike, or prepare the index with --bands"
             )
-        return found.expanded(wanted)
+        return self._stated(found.expanded(wanted), modality)
+
+    def _stated(self, found: SourceStatistics, modality: str) -> SourceStatistics:
+        """The statistics with the mean and deviation of ``levels``, where it states those of the modality."""
+        if modality not in self.levels:
+            return found
+        mean, std = (tuple(self.levels[modality][key]) for key in ("mean", "std"))
+        if found.scaling.rule != "uint8" or len(mean) != found.channels or len(std) != found.channels:
+            raise SegmentationDataError(
+                f"levels states {len(mean)} means and {len(std)} deviations of {modality} bytes; the images "
+                f"have {found.channels} channels of scaling {found.scaling}: leave levels out"
+            )
+        return replace(
+            found,
+            mean=tuple(value / 255 for value in mean),
+            std=tuple(value / 255 for value in std),
+            computed="published",
+        )
 
     def _facts(self) -> dict[str, Any]:
         """Plain values that a checkpoint carries, so that a scene needs no index to be mapped."""
         pooled = {name: self.index.pooled_stats(name) for name in self.modalities}
+        for name in self.levels.keys() & pooled.keys():
+            pooled[name] = self._stated(pooled[name].expanded(self.channels[name]), name)
         return {
             "modality": self.modality,
             "statistics": {name: statistics.to_dict() for name, statistics in pooled.items()},
@@ -242,10 +270,11 @@ class IndexSegmentation(BaseSegDataset):
                 descriptor = os.open(self.bad_samples, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
                 with os.fdopen(descriptor, "w") as file:
                     file.write(line + "\n")
-        if len(self._bad) > max(1, BAD_SHARE * len(self.rows)):
+        # Each process sees a part of the rows, so it can only compare with what it has read itself.
+        if self._reads >= FEWEST_READ and len(self._bad) > LARGEST_SHARE * self._reads:
             raise SegmentationDataError(
-                f"{len(self._bad)} of {len(self.rows)} images or masks cannot be read, more than 1 %; the "
-                f"last: {line}"
+                f"{len(self._bad)} of {self._reads} images or masks cannot be read, more than "
+                f"{LARGEST_SHARE:.0%}; the last: {line}"
             )
 
 

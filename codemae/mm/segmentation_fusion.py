@@ -16,9 +16,9 @@ from torch import Tensor, nn
 class PyramidFusion(BaseModule):
     """Fuses the maps of two modalities, level by level: 1 x 1 convolution of both, norm, ReLU.
 
-    The shared encoder sees each modality through its own patch embedding; the backbone with
-    ``modality="both"`` stacks their maps. Where widths allow, the convolution begins as the mean of the two
-    maps, so that training starts from what pretraining made alike.
+    The shared encoder sees each modality through its own patch embedding, or each has an encoder of its own;
+    the backbone with ``modality="both"`` stacks their maps. Where widths allow, the convolution begins as the
+    mean of the two maps, so that training starts from what pretraining made alike.
 
     Args:
         in_channels: Width of each stacked map: twice the encoder's.
@@ -107,8 +107,8 @@ class SumOfLevelsHead(BaseDecodeHead):
         stride: Of the finest of them.
         **kwargs: Of ``BaseDecodeHead``.
 
-    Differs from the paper where both modalities are used: its two encoders become one encoder with two first
-    convolutions, whose maps are stacked.
+    Of two modalities the maps are stacked, whether two encoders gave them, as in the paper, or one with two
+    first convolutions.
 
     Reference: Wang et al., "Decoupling Common and Unique Representations for Multimodal Self-supervised
         Learning", ECCV 2024, arXiv:2309.05300, section 5.2 and appendix.

@@ -106,7 +106,8 @@ def load_encoder(
             ``torchgeo:NAME`` or ``torchgeo:NAME:WEIGHTS`` (by torchgeo's name, or a local file);
             ``efficientnet_lite0``.
         img_size: Image side the positions are laid out for; the file's own when not given.
-        channels: Input channels by modality where they differ from the file's.
+        channels: Input channels by modality where they differ from the file's; of modalities that the file
+            has not, nothing is made.
         channel_rule: How patch embeddings adapt to them.
         center: Modalities whose images lose their own mean on entry, where it is to differ from the file's:
             none of them for tasks in which brightness itself is the answer, as water is dark in SAR.
@@ -143,7 +144,7 @@ def load_encoder(
     if img_size:
         arch_kwargs["img_size"] = img_size
     if channels:
-        arch_kwargs["channels"] = {**arch_kwargs.get("channels", {"optical": 3, "sar": 3}), **channels}
+        arch_kwargs["channels"] = _adapted(arch_kwargs, channels)
     _set_center(arch_kwargs, metadata.arch, center)
     encoder = create_encoder(metadata.arch, **arch_kwargs, **kwargs)
     checkpoint.load_strictly(encoder, encoder.fit_state(state, channel_rule))
@@ -165,6 +166,7 @@ def _random_encoder(
         metadata = checkpoint.read_encoder(arch)[1]
         kwargs = {**metadata.arch_kwargs, **kwargs}
         arch, inputs = metadata.arch, metadata.inputs
+        channels = _adapted(metadata.arch_kwargs, channels) if channels else None
     if img_size:
         kwargs["img_size"] = img_size
     if channels:
@@ -176,6 +178,12 @@ def _random_encoder(
     if inputs is not None:
         encoder.inputs = inputs
     return encoder.eval()
+
+
+def _adapted(arch_kwargs: Mapping[str, Any], channels: Mapping[str, int]) -> dict[str, int]:
+    """Channels of the modalities of a file, where wanted others than its own."""
+    own = arch_kwargs.get("channels", {"optical": 3, "sar": 3})
+    return {name: channels.get(name, count) for name, count in own.items()}
 
 
 def _set_center(kwargs: dict[str, Any], arch: str, center: Sequence[str] | None) -> None:

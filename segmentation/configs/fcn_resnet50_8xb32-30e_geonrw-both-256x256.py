@@ -6,8 +6,8 @@
 # Paper:    23.0 random, 48.9 DeCUR (all labels); 36.6 with 1 %
 # Ours:     not yet run
 # Notes:    Elevation is the index's `sar` image. --cfg-options model.backbone.frozen_stages=4 freezes the
-#           encoder; train_dataloader.dataset.fraction=0.01 takes 1 % of the windows. One encoder with two
-#           first convolutions stands for DeCUR's two.
+#           encoder; train_dataloader.dataset.fraction=0.01 takes 1 % of the windows. ENCODER is
+#           OPTICAL_FILE,SAR_FILE, the two of DeCUR; one file of both modalities is taken, too.
 _base_ = [
     "./_base_/models/fcn_resnet50_decur.py",
     "./_base_/datasets/geonrw.py",

@@ -1,13 +1,13 @@
 # LoveDA by SelectiveMAE's protocol: 80,000 steps, learning rate 6e-5, decay 0.9, windows 384 px apart.
 # Data:     python datasets/prepare.py loveda --root DIR --out data/loveda   (or LOVEDA_INDEX=INDEX_DIR)
 # Command:  bash segmentation/scripts/train_8gpu.sh segmentation/configs/THIS_FILE ENCODER
-# Hardware: 8 GPUs of 24 GB, 2 images each
+# Hardware: 8 GPUs of 24 GB, 1 image each
 # Paper:    none for CoDe-MAE
 # Ours:     not yet run
 # Notes:    The batch of 8 is that of CoDe-MAE's comparison with it.
 _base_ = [
     "./_base_/models/upernet_hivit.py",
-    "./_base_/datasets/loveda.py",
+    "./_base_/datasets/loveda_distorted.py",
     "./_base_/schedules/adamw_10k.py",
     "./_base_/runtime.py",
 ]

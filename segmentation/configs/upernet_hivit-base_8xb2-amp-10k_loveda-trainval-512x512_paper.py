@@ -1,4 +1,5 @@
-# LoveDA as the paper's table reads: train and val together, 10,000 steps of 16, learning rate 1e-4.
+# LoveDA as the paper reads: train and val together, 10,000 steps of 16, learning rate 1e-4; scales, crops and
+# flips.
 # Data:     python datasets/prepare.py loveda --root DIR --out data/loveda   (or LOVEDA_INDEX=INDEX_DIR)
 # Command:  bash segmentation/scripts/train_8gpu.sh segmentation/configs/THIS_FILE ENCODER
 # Hardware: 8 GPUs of 24 GB, 2 images each

@@ -1,6 +1,6 @@
 # Floods of OMBRIA on two CPU cores: optical images, the images after the flood, 800 steps, last step.
 # Data:     python segmentation/flood_scenes.py --root DIR --out data/ombria   (or OMBRIA_INDEX=INDEX_DIR)
-# Command:  bash segmentation/scripts/train_8gpu.sh segmentation/configs/THIS_FILE ENCODER
+# Command:  python segmentation/main.py train segmentation/configs/THIS_FILE --encoder ENCODER
 # Hardware: 2 CPU cores
 # Paper:    none
 # Ours:     see README

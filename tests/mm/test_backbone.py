@@ -2,37 +2,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_encoders  # noqa: F401
 import torch
+from gradients import reached_parameters
 
 pytest.importorskip("mmengine")
 
 import mmdet.registry  # noqa: E402
 import mmengine.registry  # noqa: E402
 import mmseg.registry  # noqa: E402
+from mm.encoder_data import encoder_file  # noqa: E402
 
-from codemae.checkpoint import EncoderMetadata, InputSpec, WeightsError, save_encoder, save_weights  # noqa: E402
-from codemae.mm.backbone import BackboneError, CoDeMAEBackbone  # noqa: E402
+from codemae.checkpoint import WeightsError, load_strictly, save_weights  # noqa: E402
+from codemae.mm.backbone import BackboneError, CoDeMAEBackbone, EncoderOfEach, _frozen  # noqa: E402
 from codemae.models.factory import create_encoder, load_encoder  # noqa: E402
+from codemae.models.layer_decay import _scales  # noqa: E402
 
 pytestmark = pytest.mark.mm
 SIZE = (64, 96)
-
-
-def encoder_file(folder: Path, **kwargs: Any) -> Path:
-    torch.manual_seed(3)
-    encoder = create_encoder("hivit_tiny", img_size=64, **kwargs)
-    spec = InputSpec(channels=3, mean=[0.4] * 3, std=[0.2] * 3, scaling="uint8 / 255", size=64)
-    metadata = EncoderMetadata(
-        arch="hivit_tiny",
-        arch_kwargs=encoder.arch_kwargs,
-        inputs={"optical": spec, "sar": spec},
-        method="codemae",
-        steps=7,
-        licence_notes=["research only"],
-    )
-    path = folder / "encoder.safetensors"
-    save_encoder(path, encoder, metadata)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -195,3 +182,136 @@ def test_a_file_that_does_not_fit_ends_in_an_error_and_not_in_random_weights(tmp
     save_weights(tmp_path / "cut.safetensors", state)
     with pytest.raises(WeightsError):
         CoDeMAEBackbone(encoder=str(tmp_path / "cut.safetensors"))
+
+
+ONE_MODALITY = [("hivit_tiny", {"sar": 3}), ("resnet_test", {"sar": 1}), ("resnet_rda_test", {"sar": 3})]
+CHANNELS = {"optical": 3, "sar": 3}
+
+
+@pytest.mark.parametrize(("arch", "own"), ONE_MODALITY)
+@pytest.mark.parametrize("random", [False, True])
+def test_a_file_of_one_modality_serves_a_config_that_states_the_channels_of_two(
+    tmp_path: Path, arch: str, own: dict[str, int], random: bool
+) -> None:
+    path = encoder_file(tmp_path, arch, channels=own)
+    name = f"random:{path}" if random else str(path)
+    backbone = CoDeMAEBackbone(encoder=name, modality="sar", channels=CHANNELS).eval()
+    assert backbone.encoder.channels == {"sar": 3}
+    gray = torch.randn(1, 1, *SIZE, generator=torch.Generator().manual_seed(6))
+    if not random:
+        wanted = load_encoder(path).pyramid(gray.expand(-1, own["sar"], -1, -1), "sar")  # type: ignore[operator]
+        for got, expected in zip(backbone(gray.expand(-1, 3, -1, -1)), wanted, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(BackboneError, match=r"encoder.safetensors, a .*takes sar images$"):
+        CoDeMAEBackbone(encoder=name, modality="optical", channels=CHANNELS)
+    with pytest.raises(BackboneError, match="takes sar images; name two encoders: OPTICAL_FILE,SAR_FILE"):
+        CoDeMAEBackbone(encoder=name, modality="both", channels=CHANNELS)
+
+
+@pytest.mark.parametrize("arch", ["hivit_tiny", "resnet_test"])
+def test_two_files_see_each_its_own_modality_and_are_rebuilt_from_their_description(
+    tmp_path: Path, arch: str
+) -> None:
+    left = encoder_file(tmp_path, arch, "encoder_optical", seed=1, channels={"optical": 3})
+    right = encoder_file(tmp_path, arch, "encoder_sar", seed=2, channels={"sar": 1})
+    options: dict[str, Any] = {"modality": "both", "channels": CHANNELS, "center": []}
+    backbone = CoDeMAEBackbone(encoder=f"{left},{right}", **options).eval()
+    images = torch.randn(1, 6, *SIZE, generator=torch.Generator().manual_seed(7))
+    optical: Any = load_encoder(left)
+    sar: Any = load_encoder(right, channels={"sar": 3})
+    maps = backbone(images)
+    sides = optical.pyramid(images[:, :3], "optical"), sar.pyramid(images[:, 3:], "sar")
+    for level, *parts in zip(maps, *sides, strict=True):
+        assert torch.equal(level, torch.cat(parts, dim=1))
+
+    reached = reached_parameters(backbone.train())
+    sum((level**2).sum() for level in backbone(images)).backward()  # type: ignore[union-attr]
+    assert reached == {name for name, _ in backbone.named_parameters()}
+
+    described = backbone.description()
+    assert described["method"] == "codemae" and set(described["inputs"]) == {"optical", "sar"}
+    again = CoDeMAEBackbone(
+        arch={"name": described["arch"], **described["arch_kwargs"]}, modality="both", source=backbone.source
+    )
+    load_strictly(again, backbone.state_dict())
+    for got, expected in zip(again.eval()(images), backbone.eval()(images), strict=True):
+        assert torch.equal(got, expected)
+    assert again.source["encoder"] == f"{left},{right}"
+    other = encoder_file(tmp_path, arch, "other_sar", seed=4, channels={"sar": 1})
+    changed = CoDeMAEBackbone(encoder=[str(left), str(other)], **options)
+    assert changed.source["checkpoint_hash"] != backbone.source["checkpoint_hash"]
+
+
+def test_layers_of_two_encoders_decay_as_those_of_one() -> None:
+    one: Any = create_encoder("hivit_tiny")
+    wanted = {name: scale for name, scale in _scales(one, "official", 0.5).items() if ".sar." not in name}
+    pair = EncoderOfEach({name: create_encoder("hivit_tiny", channels={name: 3}) for name in CHANNELS})  # type: ignore[misc]
+    for name, scale in _scales(pair, "official", 0.5).items():
+        _, modality, key = name.split(".", 2)
+        assert scale == wanted[key.replace(f".{modality}.", ".optical.")]
+
+
+def test_encoders_that_make_no_pair_are_refused(tmp_path: Path) -> None:
+    optical = encoder_file(tmp_path, "resnet_test", "encoder_optical", channels={"optical": 3})
+    sar = encoder_file(tmp_path, "resnet_rda_test", "encoder_sar", channels={"sar": 3})
+    for names, modality, message in (
+        (f"{sar},{optical}", "both", "modality='optical': .*encoder_sar.safetensors.* takes sar images"),
+        (f"{optical},{sar}", "both", "encoders differ: .*resnet_test.*resnet_rda_test"),
+        ([str(optical)] * 3, "both", "with 3 encoders"),
+        ([str(optical), str(sar)], "sar", "with 2 encoders"),
+    ):
+        with pytest.raises(BackboneError, match=message):
+            CoDeMAEBackbone(encoder=names, modality=modality)
+    halves = {"optical": create_encoder("hivit_tiny"), "sar": create_encoder("hivit_tiny")}
+    assert len(_frozen(EncoderOfEach(halves), 4)) == 2 * len(_frozen(halves["sar"], 4))
+
+
+FUSING = [
+    ({}, False),
+    ({"early": False}, False),
+    ({"alone": "self"}, False),
+    ({"attention": {"pre_norm": True, "output_projection": True, "num_heads": 2}}, True),
+]
+
+
+@pytest.mark.parametrize(("fusion", "pyramid"), FUSING)
+@pytest.mark.parametrize("modality", ["optical", "sar", "both"])
+def test_every_trainable_parameter_of_a_fusing_encoder_gets_a_gradient(
+    tmp_path: Path, fusion: dict[str, Any], pyramid: bool, modality: str
+) -> None:
+    path = encoder_file(tmp_path, fusion=fusion, pyramid=pyramid)
+    backbone = CoDeMAEBackbone(encoder=str(path), modality=modality).train()
+    reached = reached_parameters(backbone)
+    images = torch.randn(2, 6 if modality == "both" else 3, *SIZE)
+    sum((level**2).sum() for level in backbone(images)).backward()  # type: ignore[union-attr]
+    assert reached == {name for name, p in backbone.named_parameters() if p.requires_grad}
+    still = {name for name, p in backbone.encoder.named_parameters() if not p.requires_grad}
+    alone = modality != "both"
+    crossed = alone and fusion.get("early", True) and fusion.get("alone") != "self"
+    assert crossed == any(".cross." in name for name in still)
+    assert alone == any(name.startswith("patch_embed.") for name in still)
+    assert all(".cross." in name or name.startswith("patch_embed.") for name in still)
+
+
+@pytest.mark.parametrize("pyramid", [False, True])
+def test_a_fusing_encoder_sees_both_modalities_together(tmp_path: Path, pyramid: bool) -> None:
+    path = encoder_file(tmp_path, fusion={}, pyramid=pyramid)
+    backbone = CoDeMAEBackbone(encoder=str(path), modality="both").eval()
+    encoder: Any = load_encoder(path)
+    generator = torch.Generator().manual_seed(8)
+    optical, sar, other = torch.randn(3, 2, 3, *SIZE, generator=generator)
+    with torch.no_grad():
+        maps, swapped = backbone(torch.cat([optical, sar], 1)), backbone(torch.cat([optical, other], 1))
+        together = encoder.level_features(encoder.encode({"optical": optical, "sar": sar}))
+    rows, columns = SIZE[0] // 16, SIZE[1] // 16
+    for level, grouped in zip(maps, reversed(together), strict=False):
+        assert level.shape[1] == 2 * grouped.shape[-1]
+        side = grouped.shape[2]
+        for place in (0, 1):
+            half = level.chunk(2, dim=1)[place]
+            for patch in (0, columns + 1, rows * columns - 1):
+                top, left = side * (patch // columns), side * (patch % columns)
+                cell = half[1, :, top : top + side, left : left + side]
+                assert torch.equal(cell.permute(1, 2, 0), grouped[2 * place + 1, patch])
+    assert [tuple(level.shape[2:]) for level in maps] == [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
+    assert not torch.equal(maps[2].chunk(2, 1)[0], swapped[2].chunk(2, 1)[0])

@@ -1,17 +1,22 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from data_makers import save
 from PIL import Image
+from torch.utils.data import DataLoader
 
 pytest.importorskip("mmseg")
 
 from mm.segmentation_data import make_scenes  # noqa: E402
 
 from codemae.data.images import ImageError  # noqa: E402
+from codemae.data.index import open_index, write_index  # noqa: E402
 from codemae.data.masks import MaskError  # noqa: E402
+from codemae.data.statistics import read_statistics  # noqa: E402
 from codemae.mm.segmentation import IndexSegmentation, SegmentationDataError  # noqa: E402
 
 pytestmark = pytest.mark.mm
@@ -54,9 +59,6 @@ def test_ignored_values_and_colours(tmp_path: Path) -> None:
 
 
 def test_a_window_is_read_from_image_and_mask(tmp_path: Path) -> None:
-    from codemae.data.index import open_index, write_index
-    from codemae.data.statistics import read_statistics
-
     whole = make_scenes(tmp_path)
     paths = {"optical": "opt/train3.png", "mask": "mask/train3.png"}
     place = {"x": 16, "y": 8, "width": 24, "height": 40}
@@ -104,11 +106,71 @@ def test_an_unreadable_image_is_replaced_in_training_and_an_error_in_a_test(tmp_
     assert "opt/train1.png" in record.read_text() and len(record.read_text().splitlines()) == 1
     with pytest.raises(ImageError, match="train1.png"):
         dataset(index, test_mode=True)[1]
-    for number in (0, 2):
-        (tmp_path / f"images/opt/train{number}.png").write_bytes(b"")
-    with pytest.raises(SegmentationDataError, match="of 4 images or masks cannot be read, more than 1 %"):
-        for place in range(3):
-            training[place]
+
+
+def many_rows(folder: Path, broken: Sequence[int], count: int = 300) -> IndexSegmentation:
+    """Rows of one image, but for those whose image cannot be read."""
+    index = make_scenes(folder, side=16)
+    (folder / "images/opt/broken.png").write_bytes(b"\x89PNG broken")
+    sides = {"sar": "sar/train0.png", "mask": "mask/train0.png"}
+    rows = [
+        {"source": "made", "split": "train", "group": str(number), **sides}
+        | {"optical": "opt/broken.png" if number in broken else "opt/train0.png"}
+        for number in range(count)
+    ]
+    write_index(folder / "many", rows, read_statistics(index), folder / "images")
+    return dataset(folder / "many", classes=["a", "b"])
+
+
+def read_all(rows: IndexSegmentation, workers: int) -> list[int]:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    loader: DataLoader[Any] = DataLoader(rows, batch_size=10, num_workers=workers, collate_fn=numbers_of)
+    batches: Any = iter(loader)
+    try:
+        return [row for batch in batches for row in batch]
+    finally:
+        if workers:
+            # Left to the garbage collection after an error, the processes are waited for in vain.
+            batches._shutdown_workers()
+
+
+def numbers_of(samples: list[dict[str, Any]]) -> list[int]:
+    return [sample["row"] for sample in samples]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_than_one_unreadable_image_in_a_hundred_ends_training(tmp_path: Path, workers: int) -> None:
+    # Six of 300 in all, three of 150 in each of two processes.
+    rows = many_rows(tmp_path, broken=(21, 31, 81, 91, 221, 231))
+    with pytest.raises(
+        SegmentationDataError, match=r"\d of [12]\d\d images or masks cannot be read, more than 1%"
+    ):
+        read_all(rows, workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fewer_are_replaced(tmp_path: Path, workers: int) -> None:
+    read = read_all(many_rows(tmp_path, broken=(221, 231)), workers)
+    assert len(read) == 300 and not {221, 231} & set(read)
+
+
+def test_stated_levels_stand_in_for_the_statistics_of_the_index(tmp_path: Path) -> None:
+    index = make_scenes(tmp_path)
+    levels = {"optical": {"mean": [73.10, 79.13, 75.95], "std": [39.29, 35.37, 34.07]}}
+    rows = dataset(index, modality="both", levels=levels, pipeline=[{"type": "StandardiseImage"}])
+    optical, sar = stored(index, "opt/train1.png"), stored(index, "sar/train1.png")
+    image = rows[1]["img"]
+    for channel, (mean, std) in enumerate(zip(*levels["optical"].values(), strict=True)):
+        np.testing.assert_allclose(image[..., channel], (optical[..., channel] - mean) / std, atol=1e-4)
+    np.testing.assert_allclose(image[..., 3], (sar / 255 - 0.3) / 0.1, atol=1e-5)
+    facts = rows.metainfo["codemae"]["statistics"]
+    assert facts["optical"]["mean"] == pytest.approx([73.10 / 255, 79.13 / 255, 75.95 / 255], abs=1e-6)
+    assert facts["optical"]["std"][1] == pytest.approx(35.37 / 255, abs=1e-6) and facts["sar"]["mean"] == [
+        0.3
+    ]
+    with pytest.raises(SegmentationDataError, match="levels states 1 means and 1 deviations of optical"):
+        dataset(index, levels={"optical": {"mean": [3.0], "std": [1.0]}})
 
 
 def test_config_and_index_that_do_not_fit(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The scripts of ``segmentation/`` as modules, and every config at a size that trains in a second."""
 
+import copy
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,14 +20,24 @@ RESNET = {"name": "resnet_test", "img_size": SIDE}
 RESNET_WIDTHS = [4 * width for width in WIDTHS]
 
 
-def reduced(path: Path, index: Path) -> Any:
-    """A config with tiny encoder, head, crops and batches, on another index."""
+def read(path: Path) -> Any:
+    """A config of one's own; each file is parsed once."""
+    return copy.deepcopy(_parsed(path))
+
+
+@cache
+def _parsed(path: Path) -> Any:
     pytest.importorskip("mmseg")
     from mmengine.config import Config
 
     import codemae.mm.segmentation  # noqa: F401
 
-    config = Config.fromfile(path)
+    return Config.fromfile(path)
+
+
+def reduced(path: Path, index: Path) -> Any:
+    """A config with tiny encoder, head, crops and batches, on another index."""
+    config = read(path)
     model = config.model
     both = model.backbone.modality == "both"
     is_resnet = "resnet50" in path.stem

@@ -1,3 +1,4 @@
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mm.segmentation_data import make_scenes  # noqa: E402
 from mmengine.dataset import pseudo_collate  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope  # noqa: E402
-from segmentation.conftest import CONFIGS, SIDE, reduced  # noqa: E402
+from segmentation.conftest import CONFIGS, SIDE, read, reduced  # noqa: E402
 
 pytestmark = pytest.mark.mm
 NAMES = sorted(path.name for path in CONFIGS.glob("*.py"))
@@ -72,6 +73,91 @@ def test_config_trains_one_step_and_predicts(
 
 def _test_pipeline(config: Any) -> Any:
     return config.test_dataloader.dataset.pipeline if config.test_dataloader else config.test_pipeline
+
+
+def leaves(node: Any, place: str = "") -> dict[str, Any]:
+    """Every value of a config by its dotted key; lists whole."""
+    if not isinstance(node, dict):
+        return {place: node}
+    return {key: value for name in node for key, value in leaves(node[name], f"{place}.{name}").items()}
+
+
+def loveda(name: str) -> Any:
+    (path,) = CONFIGS.glob(f"*_loveda-{name}.py")
+    config = read(path)
+    # What inheriting leaves behind: names of the base files that no module reads.
+    for key in ("rows", "train_pipeline", "levels"):
+        config.pop(key, None)
+    return config
+
+
+def test_loveda_of_the_paper_and_of_the_published_config_differ_in_four_keys() -> None:
+    paper, official = (leaves(loveda(f"trainval-512x512_{name}").to_dict()) for name in ("paper", "official"))
+    differing = {key for key in paper.keys() | official.keys() if paper.get(key) != official.get(key)}
+    assert differing == {
+        ".protocol",
+        ".optim_wrapper.optimizer.lr",
+        ".train_dataloader.dataset.pipeline",
+        ".train_dataloader.dataset.levels.optical.mean",
+        ".train_dataloader.dataset.levels.optical.std",
+    }
+    pipeline = ".train_dataloader.dataset.pipeline"
+    assert [step for step in official[pipeline] if step not in paper[pipeline]] == [
+        {"type": "DistortPhotometry"}
+    ]
+    assert [step for step in paper[pipeline] if step not in official[pipeline]] == []
+
+
+LOVEDA = {
+    "512x512_clean": (1e-4, 0.85, 10_000, 500, 2, 256, False, ["train"]),
+    "trainval-512x512_paper": (1e-4, 0.85, 10_000, 500, 2, 256, False, ["train", "val"]),
+    "trainval-512x512_official": (3e-5, 0.85, 10_000, 500, 2, 256, True, ["train", "val"]),
+    "trainval-512x512_selectivemae": (6e-5, 0.9, 80_000, 1500, 1, 384, True, ["train", "val"]),
+}
+
+
+@pytest.mark.parametrize("name", LOVEDA)
+def test_loveda_s_settings_are_the_published_ones(name: str) -> None:
+    rate, decay, steps, warm_up, batch, stride, distorted, splits = LOVEDA[name]
+    config = loveda(name)
+    optim, rows = config.optim_wrapper, config.train_dataloader.dataset
+    assert optim.type == "AmpOptimWrapper" and optim.clip_grad == {"max_norm": 35, "norm_type": 2}
+    assert optim.optimizer == {"type": "AdamW", "lr": rate, "betas": (0.9, 0.999), "weight_decay": 0.05}
+    assert optim.paramwise_cfg == {"variant": "official", "decay": decay}
+    assert config.train_cfg.max_iters == steps and config.train_dataloader.batch_size == batch
+    line, fall = config.param_scheduler
+    assert (line.type, line.start_factor, line.end) == ("LinearLR", 1e-6, warm_up)
+    assert (fall.type, fall.power, fall.eta_min, fall.begin, fall.end) == ("PolyLR", 1.0, 0.0, warm_up, steps)
+    model = config.model
+    assert model.backbone.drop_path == 0.15 and model.decode_head.channels == 768
+    assert model.decode_head.in_channels == [256] * 4 and model.auxiliary_head.channels == 256
+    assert model.decode_head.num_classes == model.auxiliary_head.num_classes == len(rows.mask_values) == 7
+    assert model.test_cfg == {"mode": "slide", "crop_size": (512, 512), "stride": (stride, stride)}
+    steps_of = {step.type: step for step in rows.pipeline}
+    resize, crop = steps_of["RandomResize"], steps_of["RandomCrop"]
+    assert (resize.scale, resize.ratio_range) == ((2048, 512), (0.5, 2.0))
+    assert (crop.crop_size, crop.cat_max_ratio, steps_of["RandomFlip"].prob) == ((512, 512), 0.75, 0.5)
+    assert ("DistortPhotometry" in steps_of) == distorted
+    split = rows.split if isinstance(rows.split, list) else [rows.split]
+    assert split == splits and rows.ignore_values == [0]
+    stated = {"optical": {"mean": [73.10, 79.13, 75.95], "std": [39.29, 35.37, 34.07]}}
+    assert rows.get("levels") == (stated if name.endswith("official") else None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_headers_name_the_command_and_the_batch_of_the_file(name: str) -> None:
+    header = "".join(line for line in (CONFIGS / name).read_text().splitlines(True) if line.startswith("#"))
+    command, hardware = (re.search(rf"# {word}: *(.*)", header) for word in ("Command", "Hardware"))
+    gpus, batch = re.findall(r"_(\d)xb(\d+)-", name)[0]
+    assert command and hardware
+    if "CPU" in hardware[1]:
+        wanted = "python segmentation/main.py train segmentation/configs/THIS_FILE --encoder ENCODER"
+    else:
+        wanted = f"bash segmentation/scripts/train_{gpus}gpu.sh segmentation/configs/THIS_FILE ENCODER"
+    assert command[1] == wanted
+    assert read(CONFIGS / name).train_dataloader.batch_size == int(batch)
+    if each := re.search(r"(\d+) (images?|windows) each", hardware[1]):
+        assert each[1] == batch
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "segmentation/scripts").glob("*.sh")), ids=lambda p: p.name)

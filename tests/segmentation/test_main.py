@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from data_makers import picture, save
 from rasterio.transform import from_origin
+from safetensors.torch import load_file
 
 pytest.importorskip("mmseg")
 
+from mm.encoder_data import encoder_file  # noqa: E402
 from mm.segmentation_data import make_scenes  # noqa: E402
 from segmentation.conftest import CONFIGS  # noqa: E402
 
 from codemae.evaluation.card import Card  # noqa: E402
+from codemae.mm.checkpoints import read_mm_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.mm
 CONFIG = str(CONFIGS / "upernet_hivit-tiny_1xb8-800_ombria-both-128x128.py")
@@ -54,15 +58,18 @@ def test_train_test_and_infer(
     assert run(script, "train", CONFIG, "--encoder", "random:hivit_tiny", "--work-dir", str(folder)) == 0
     card = Card.load(folder)
     assert card.task == "segmentation" and card.modality == "both" and card.encoder == "random:hivit_tiny"
+    assert card.settings["batch"] == 2 and "batch_per_process" not in card.settings
     assert card.metrics["mean_f1"][0] > 0 and "iou_class 1" in card.metrics
     assert f"mean iou {card.mean:.2f}" in capsys.readouterr().out.splitlines()[-1]
     assert "| class 1 |" in (folder / "classes.md").read_text()
     assert (folder / "examples.png").stat().st_size > 10_000
 
     (folder / "results.json").unlink()
-    assert run(script, "test", CONFIG, "--work-dir", str(folder)) == 0
+    other_batch = [*SMALL, "train_dataloader.batch_size=1"]
+    assert run(script, "test", CONFIG, "--work-dir", str(folder), options=other_batch) == 0
     again = json.loads((folder / "results.json").read_text())
     assert again["values"] == card.values and again["checkpoint_hash"] == card.checkpoint_hash
+    assert again["settings"] == card.settings
 
     optical = geotiff(tmp_path / "optical.tif", picture(1, (100, 150)), nodata=0)
     with rasterio.open(optical, "r+") as file:
@@ -95,6 +102,66 @@ def test_train_test_and_infer(
     assert "no coordinate system, so neither has the map" in capsys.readouterr().err
     with rasterio.open(folder / "plain_classes.tif") as file:
         assert file.crs is None and file.shape == (70, 80)
+
+
+@pytest.mark.slow
+def test_two_encoder_files_are_trained_tested_and_applied_without_them(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMBRIA_INDEX", str(make_scenes(tmp_path / "data")))
+    optical = encoder_file(tmp_path, name="encoder_optical", seed=1, channels={"optical": 3})
+    sar = encoder_file(tmp_path, name="encoder_sar", seed=2, channels={"sar": 1})
+    folder, names = tmp_path / "run", f"{optical},{sar}"
+    options = [*SMALL, "optim_wrapper.optimizer.lr=0"]
+    words = ("train", CONFIG, "--encoder", names, "--work-dir", str(folder))
+    assert run(script, *words, options=options) == 0
+    card = Card.load(folder)
+    assert card.encoder == names and card.modality == "both"
+    state = read_mm_checkpoint(folder / "iter_2.pth")["state_dict"]
+    for path, modality in ((optical, "optical"), (sar, "sar")):
+        for key, value in load_file(path).items():
+            if not key.startswith("patch_embed."):
+                assert torch.equal(state[f"backbone.encoder.encoders.{modality}.{key}"], value)
+    optical.unlink()
+    sar.unlink()
+
+    (folder / "results.json").unlink()
+    assert run(script, "test", CONFIG, "--work-dir", str(folder)) == 0
+    again = Card.load(folder)
+    assert (again.values, again.checkpoint_hash) == (card.values, card.checkpoint_hash)
+    scenes = [str(save(tmp_path / f"{n}.png", picture(n, (70, 80), 3 - 2 * n))) for n in (0, 1)]
+    assert run(script, "infer", CONFIG, scenes[0], "--sar", scenes[1], "--work-dir", str(folder)) == 0
+    with rasterio.open(folder / "0_classes.tif") as file:
+        assert set(np.unique(file.read(1))) <= {0, 1}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_where_an_unbroken_one_does(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMBRIA_INDEX", str(make_scenes(tmp_path / "data")))
+    # What is drawn anew after a resumption is left out: crops, flips and dropout.
+    still = ["0.ratio_range=(1.0,1.0)", "2.prob=0.0", "3.prob=0.0"]
+    options = [*SMALL[1:], *(f"train_dataloader.dataset.pipeline.{step}" for step in still)]
+    options += ["model.backbone.drop_path=0.0", "model.decode_head.dropout_ratio=0.0"]
+    options += ["model.auxiliary_head.dropout_ratio=0.0", "param_scheduler.0.start_factor=1.0"]
+
+    def train(name: str, steps: int, *words: str) -> dict[str, Any]:
+        counted = [*options, f"train_cfg.max_iters={steps}"]
+        assert run(script, "train", CONFIG, "--work-dir", str(tmp_path / name), *words, options=counted) == 0
+        return read_mm_checkpoint(tmp_path / name / f"iter_{steps}.pth")
+
+    whole = train("whole", 4)
+    half = train("broken", 2)
+    resumed = train("broken", 4, "--resume")
+    assert resumed["meta"]["iter"] == whole["meta"]["iter"] == 4
+    assert [g["lr"] for g in resumed["optimizer"]["param_groups"]] == [
+        g["lr"] for g in whole["optimizer"]["param_groups"]
+    ]
+    for key, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][key], value, rtol=1e-4, atol=1e-6)
+    key = "decode_head.conv_seg.weight"
+    assert not torch.allclose(half["state_dict"][key], whole["state_dict"][key], atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -6,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from data_makers import picture, save
+from data_makers import ROOT, picture, save
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,7 +23,7 @@ from segment_submission import SubmissionError, check_archive, write_submission 
 from codemae.data.statistics import SourceStatistics  # noqa: E402
 from codemae.mm.launch import LaunchError  # noqa: E402
 from codemae.scenes.geotiff import SceneError  # noqa: E402
-from codemae.scenes.tiling import TilingConfig  # noqa: E402
+from codemae.scenes.tiling import TilingConfig, areas, window_weights  # noqa: E402
 
 pytestmark = pytest.mark.mm
 STATISTICS = SourceStatistics(channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -68,14 +71,21 @@ def test_a_scene_in_windows_is_the_scene_at_once(tmp_path: Path) -> None:
     assert (classes == whole(model, pixels)).mean() > 0.999
 
 
+def broken_scene(path: Path, pixels: np.ndarray, block: str) -> Path:
+    scene(path, pixels)
+    with rasterio.open(path) as file:
+        offset, size = (
+            int(file.get_tag_item(f"BLOCK_{what}_{block}", "TIFF", 1)) for what in ("OFFSET", "SIZE")
+        )
+    content = bytearray(path.read_bytes())
+    content[offset : offset + size] = b"x" * size
+    path.write_bytes(content)
+    return path
+
+
 def test_an_unreadable_tile_is_without_data_and_named(tmp_path: Path) -> None:
     model, pixels = Neighbourhood().eval(), picture(0, (160, 160))
-    path = scene(tmp_path / "scene.tif", pixels)
-    with rasterio.open(path) as file:
-        place, size = (int(file.get_tag_item(f"BLOCK_{what}_4_4", "TIFF", 1)) for what in ("OFFSET", "SIZE"))
-    content = bytearray(path.read_bytes())
-    content[place : place + size] = b"x" * size
-    path.write_bytes(content)
+    path = broken_scene(tmp_path / "scene.tif", pixels, "4_4")
     out = tmp_path / "map.tif"
     result = map_scene(model, {"optical": path}, {"optical": STATISTICS}, out, TILING)
     assert result.unread and all("scene.tif" in line for line in result.unread)
@@ -84,6 +94,82 @@ def test_an_unreadable_tile_is_without_data_and_named(tmp_path: Path) -> None:
     assert classes[-1, -1] == 255 and (classes[:64, :64] == whole(model, pixels)[:64, :64]).mean() > 0.99
     with pytest.raises(SceneError, match="cannot be read"):
         map_scene(model, {"optical": path}, {"optical": STATISTICS}, out, TILING, strict=True)
+
+
+@pytest.mark.parametrize("margin", [0, 8])
+def test_an_unreadable_window_has_no_say_in_the_probabilities(tmp_path: Path, margin: int) -> None:
+    model, pixels = Neighbourhood().eval(), picture(0, (160, 160))
+    path = broken_scene(tmp_path / "scene.tif", pixels, "2_2")
+    tiling = TilingConfig(window=64, overlap=32, margin=margin, panel=96, batch_size=3)
+    out, shares = tmp_path / "map.tif", tmp_path / "shares.tif"
+    result = map_scene(model, {"optical": path}, {"optical": STATISTICS}, out, tiling, shares)
+    votes, weights, unread = np.zeros((3, 160, 160)), np.zeros((160, 160)), 0
+    for area in areas(160, 160, tiling):
+        place = np.s_[area.row : area.row + 64, area.column : area.column + 64]
+        if max(area.row, area.column) < 96 and min(area.row, area.column) > 0:
+            unread += 1
+            continue
+        with torch.no_grad():
+            logits = model.conv(standardised(pixels[place], STATISTICS)[None])[0].numpy()
+        weight = window_weights(area, 160, 160, tiling).numpy()
+        votes[(..., *place)] += weight * logits
+        weights[place] += weight
+    assert unread == 4 and len(set(result.unread)) == 4
+    with rasterio.open(shares) as file, rasterio.open(out) as classes:
+        got, numbers = file.read(), classes.read(1)
+    seen = weights > 0
+    wanted = torch.from_numpy(votes[:, seen] / weights[seen]).softmax(dim=0).numpy()
+    np.testing.assert_allclose(got[:, seen], wanted, atol=1e-5)
+    np.testing.assert_array_equal(numbers[seen], wanted.argmax(axis=0))
+    assert 32 * 32 <= (~seen).sum() < 64 * 64
+    assert np.isnan(got[:, ~seen]).all() and (numbers[~seen] == 255).all()
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import numpy as np, rasterio, torch
+sys.path[:0] = [sys.argv[1] + "/segmentation", sys.argv[1]]
+from segment_scene import map_scene
+from codemae.data.statistics import SourceStatistics
+from codemae.scenes.tiling import TilingConfig
+
+class Brightness(torch.nn.Conv2d):
+    dataset_meta = {"classes": ["dark", "bright"], "palette": [[0, 0, 0], [255, 255, 255]]}
+
+    def encode_decode(self, images, metas):
+        return self(images)
+
+torch.set_num_threads(1)
+model = Brightness(1, 2, 1)
+facts = {"sar": SourceStatistics(channels=1, mean=(0.5,), std=(0.25,))}
+tiling = TilingConfig(window=512, overlap=64, margin=0, panel=1024, batch_size=2)
+for side in (2048, 8192):
+    path = Path(sys.argv[2]) / f"{side}.tif"
+    row = np.zeros((1, 256, side), np.uint8)
+    with rasterio.open(path, "w", driver="GTiff", height=side, width=side, count=1, dtype="uint8", tiled=True,
+                       blockxsize=256, blockysize=256, compress="deflate") as file:
+        for top in range(0, side, 256):
+            file.write(row, window=rasterio.windows.Window(0, top, side, 256))
+    result = map_scene(model, {"sar": path}, facts, path.with_suffix(".map.tif"), tiling)
+    assert result.unread == [] and (result.height, result.width) == (side, side)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
+    # Freed arrays go back to the system at once: the peak is that of the work, not of the allocator.
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(ROOT), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    small, large = (int(line) for line in done.stdout.splitlines()[-2:])
+    assert large <= 1.15 * small
 
 
 def test_a_scene_of_other_bands_is_refused(tmp_path: Path) -> None:
