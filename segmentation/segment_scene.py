@@ -103,7 +103,7 @@ def map_scene(
         readers: list[_Reader] = []
         grid: Grid | None = None
         for name, path in scenes.items():
-            scene = stack.enter_context(open_scene(path, grid))
+            scene = stack.enter_context(open_scene(path, grid, bands=facts[name].stored_channels))
             grid = grid or scene.grid
             readers.append(_Reader(scene, facts[name], name))
         assert grid is not None

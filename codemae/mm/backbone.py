@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from codemae.checkpoint import EncoderMetadata, WeightsError
 from codemae.evaluation.card import joint_hash
 from codemae.evaluation.features import encoder_hash
+from codemae.mm.checkpoints import PAIR
 from codemae.modality import MODALITY_NAMES
 from codemae.models.cross_fusion import XAttnEncoder
 from codemae.models.embeddings import patch_grid
@@ -27,8 +28,6 @@ from codemae.models.hivit import HiViT, PatchMerge
 log = logging.getLogger(__name__)
 
 BOTH = "both"
-PAIR = "pair"
-"""What stands in a checkpoint for the name of the architecture where each modality has its own encoder."""
 NUM_STAGES = 4
 
 

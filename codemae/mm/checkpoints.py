@@ -1,6 +1,7 @@
 """Checkpoints of mmengine: read without running anything they contain, and the encoder taken out of them."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from codemae.checkpoint import EncoderMetadata, InputSpec, WeightsError, read_to
 
 ENCODER_KEY = "encoder"
 """Entry of a checkpoint's ``meta`` that describes the encoder."""
+PAIR = "pair"
+"""What stands there for the name of the architecture where each modality has an encoder of its own."""
 SOURCE_KEY = "encoder_source"
 """Entry that names the weights training started from, and their hash."""
 
@@ -80,11 +83,25 @@ def encoder_of(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], EncoderMe
     return state, EncoderMetadata(**{**fields, "inputs": inputs})
 
 
-def export_encoder(path: str | Path, target: str | Path) -> None:
+def export_encoder(path: str | Path, target: str | Path, modality: str | None = None) -> None:
     """Writes the encoder of a detector's or segmentor's checkpoint as an encoder file.
 
+    Args:
+        path: The checkpoint.
+        target: The file to write.
+        modality: Whose encoder, where each modality has its own.
+
     Raises:
-        WeightsError: It cannot be read or has none.
+        WeightsError: It cannot be read or has none, or it has two and none is named.
     """
     state, metadata = encoder_of(read_mm_checkpoint(path))
+    if metadata.arch == PAIR:
+        if modality not in metadata.arch_kwargs:
+            names = " or ".join(metadata.arch_kwargs)
+            raise WeightsError(f"{path} has an encoder a modality; say which to export: modality={names}")
+        arch_kwargs = dict(metadata.arch_kwargs[modality])
+        prefix = f"encoders.{modality}."
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        inputs = {name: spec for name, spec in metadata.inputs.items() if name == modality}
+        metadata = replace(metadata, arch=arch_kwargs.pop("name"), arch_kwargs=arch_kwargs, inputs=inputs)
     save_encoder(target, state, metadata)

@@ -79,7 +79,9 @@ def parser_of(
             one.add_argument("scene", type=Path, metavar="SCENE", help="GeoTIFF, PNG or JPEG")
         if action == "train":
             one.add_argument(
-                "--encoder", help="FILE, released NAME or random:ARCH; the config's when not given"
+                "--encoder",
+                help="FILE, released NAME or random:ARCH, or OPTICAL_FILE,SAR_FILE where a config takes both "
+                "modalities; the config's when not given",
             )
             one.add_argument(
                 "--resume",

@@ -15,6 +15,7 @@ from mm.encoder_data import encoder_file  # noqa: E402
 
 from codemae.checkpoint import WeightsError, load_strictly, save_weights  # noqa: E402
 from codemae.mm.backbone import BackboneError, CoDeMAEBackbone, EncoderOfEach, _frozen  # noqa: E402
+from codemae.mm.checkpoints import ENCODER_KEY, export_encoder  # noqa: E402
 from codemae.models.factory import create_encoder, load_encoder  # noqa: E402
 from codemae.models.layer_decay import _scales  # noqa: E402
 
@@ -237,6 +238,17 @@ def test_two_files_see_each_its_own_modality_and_are_rebuilt_from_their_descript
     for got, expected in zip(again.eval()(images), backbone.eval()(images), strict=True):
         assert torch.equal(got, expected)
     assert again.source["encoder"] == f"{left},{right}"
+    held = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    torch.save({"state_dict": held, "meta": {ENCODER_KEY: described}}, tmp_path / "iter_1.pth")
+    export_encoder(tmp_path / "iter_1.pth", tmp_path / "back.safetensors", modality="sar")
+    back: Any = load_encoder(tmp_path / "back.safetensors")
+    assert (back.arch, back.modalities) == (arch, ("sar",))
+    prefix = "encoder.encoders.sar."
+    for name, value in back.state_dict().items():
+        assert torch.equal(backbone.state_dict()[prefix + name], value), name
+    with pytest.raises(WeightsError, match="modality=optical or sar"):
+        export_encoder(tmp_path / "iter_1.pth", tmp_path / "back.safetensors")
+
     other = encoder_file(tmp_path, arch, "other_sar", seed=4, channels={"sar": 1})
     changed = CoDeMAEBackbone(encoder=[str(left), str(other)], **options)
     assert changed.source["checkpoint_hash"] != backbone.source["checkpoint_hash"]
