@@ -2,23 +2,28 @@
 
     python benchmarks/equal_cost.py --index DIR[,DIR] --optical DIR --sar DIR --tflop 300 --seeds 3 --out DIR
 
-Each method gets as many steps as the budget pays for. Operations are counted on one paired and one unpaired
-batch of its own, teachers included (``--tflop``), or its steps are timed (``--minutes``). A killed queue goes
-on where it stopped when the same command is given again; another budget needs another ``--out``.
+Each method gets as many steps as the budget pays for. With ``--tflop`` the operations of forward and backward
+pass are counted on one paired and one unpaired batch of its own, teachers included where they run; tokens of
+a cache (``okd.teacher.vault``) cost nothing. With ``--minutes`` whole steps are timed, optimizer and moving
+averages included, the loader not. A killed queue goes on where it stopped when the same command is given
+again; another budget needs another ``--out``. Beside every result a ``*.made_of.json`` says from which data
+and settings it came; a command with others is refused. ``--table`` runs nothing and takes ``--out`` alone.
 ``DIR/table.md`` and ``DIR/equal_cost.json`` hold what is there so far; the last line is one JSON object.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import math
-import os
+import multiprocessing
+import runpy
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,12 +34,15 @@ from flops import gflop
 
 from codemae.analysis.run_encoders import encoder_files
 from codemae.checkpoint import read_encoder
-from codemae.config import load_config
+from codemae.config import diff_configs, load_config, read_yaml, to_dict
 from codemae.data.batch import Batch
+from codemae.data.index import open_index
 from codemae.distributed import select_device
+from codemae.engine.interruption import Interruption
 from codemae.engine.pretraining import PretrainConfig
 from codemae.engine.run import Run
-from codemae.evaluation.card import CARD_NAME, Card, sample_std
+from codemae.evaluation.card import CARD_NAME, MUST_AGREE, Card, sample_std
+from codemae.evaluation.features import file_hash
 from codemae.evaluation.tables import as_table
 from codemae.methods.base import METHODS
 from codemae.modality import MODALITY_NAMES
@@ -52,8 +60,17 @@ METHOD_CONFIGS = (
     "cmid_hivit_tiny_cpu",
 )
 RANDOM = "random weights"
+KINDS = ("probe", "random")
 WARMUP_SHARE = 0.05
-COST_NAME = "cost.json"
+STEP_COST_NAME, COST_NAME, MEMORY_NAME = "step_cost.json", "cost.json", "peak_memory.json"
+RESULTS = (
+    f"*/{STEP_COST_NAME}",
+    f"*/seed_*/{COST_NAME}",
+    f"*/seed_*/probe_*/{CARD_NAME}",
+    f"random_weights/*/*/{CARD_NAME}",
+    "*/seed_*/factors.json",
+    "*/seed_*/random.json",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +97,22 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--index", required=True, help="indexes to pretrain on, with commas between")
+    parser.add_argument("--index", help="indexes to pretrain on, with commas between")
     parser.add_argument("--optical", help="labelled index whose optical images are probed")
     parser.add_argument("--sar", help="labelled index whose SAR images are probed")
     parser.add_argument("--shots", type=int, default=10, help="labelled images a class of the probe (10)")
     parser.add_argument("--probe-size", type=int, default=96, help="side of the probed images (96)")
-    return parse_queue(parser, argv, METHOD_CONFIGS, Path("runs/equal_cost"))
+    args = parse_queue(parser, argv, METHOD_CONFIGS, Path("runs/equal_cost"))
+    if not args.table and args.index is None:
+        parser.error("--index: what to pretrain on?")
+    return args
 
 
 def parse_queue(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, configs: Sequence[str], out: Path
 ) -> argparse.Namespace:
     """Reads a command line to which the words that every queue takes are added."""
-    budget = parser.add_mutually_exclusive_group(required=True)
+    budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--tflop", type=float, help="10^12 operations each method may spend")
     budget.add_argument("--minutes", type=float, help="minutes of computing each method may spend")
     parser.add_argument("--seeds", type=int, default=3, help="pretraining runs of each method (3)")
@@ -103,29 +123,88 @@ def parse_queue(
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys, the same for every method"
     )
+    parser.add_argument("--table", action="store_true", help="run nothing, write the table of what is there")
     args = parser.parse_args(argv)
     if args.seeds < 1:
         parser.error("--seeds: at least 1")
+    if not args.table and max(args.tflop or 0, args.minutes or 0) <= 0:
+        parser.error("what may each method spend? give --tflop or --minutes, above 0")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Works off the queue and writes the table; returns what the last line holds."""
     args = parse(argv)
-    if not (args.optical or args.sar):
+    if not (args.table or args.optical or args.sar):
         raise SystemExit("nothing to probe: give --optical INDEX_DIR, --sar INDEX_DIR or both")
     args.out.mkdir(parents=True, exist_ok=True)
-    costs = {name: known_cost(args, name) for name in args.configs}
-    for seed in range(args.seeds):
-        for name in args.configs:
-            folder = args.out / Path(name).stem / f"seed_{seed}"
-            pretrain(args, name, costs[name], seed, folder)
-            probe(args, folder, seed)
-            result = summarise(args.out, args.configs, costs)
-            table = write_table(args.out, result)
-    print(table)
+    warn_of_unknown(args.out)
+    if not args.table:
+        costs = {name: known_cost(args, name) for name in args.configs}
+        for seed in range(args.seeds):
+            for name in args.configs:
+                folder = run_folder(args, name, seed)
+                pretrain(args, name, costs[name], seed, folder)
+                probe(args, folder, seed)
+                write_table(args.out, summarise(args.out, args.configs))
+    result = summarise(args.out, args.configs)
+    print(write_table(args.out, result))
     print(json.dumps(result))
     return result
+
+
+def run_folder(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """Where a method's run of a seed is."""
+    folder: Path = args.out / Path(name).stem / f"seed_{seed}"
+    return folder
+
+
+def is_done(file: Path, made_of: Mapping[str, Any]) -> bool:
+    """Whether a result is there already; one that does not say what it was made of is taken on trust.
+
+    Raises:
+        SystemExit: It was made of something else.
+    """
+    if not file.exists():
+        return False
+    note = note_of(file)
+    differences = diff_configs(json.loads(note.read_text()), as_json(made_of)) if note.exists() else []
+    if differences:
+        key, before, now = differences[0]
+        raise SystemExit(
+            f"{file} was made with {key} {before!r}, and this command has {now!r}: "
+            "give the command it was made with, or another --out"
+        )
+    return True
+
+
+def remember(file: Path, made_of: Mapping[str, Any]) -> None:
+    """Notes what a result is made of; called before it is written, so that no new result lacks its note."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    note_of(file).write_text(json.dumps(made_of, indent=1))
+
+
+def note_of(file: Path) -> Path:
+    """The file that says what a result was made of."""
+    return file.with_suffix(".made_of.json")
+
+
+def as_json(made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """As it reads once written; tuples come back as lists."""
+    read: dict[str, Any] = json.loads(json.dumps(made_of))
+    return read
+
+
+def warn_of_unknown(out: Path) -> None:
+    """Says how many results of a queue do not say what they were made of, as those of earlier versions."""
+    found = [file for pattern in RESULTS for file in out.glob(pattern)]
+    unknown = [file for file in found if not note_of(file).exists()]
+    if unknown:
+        print(
+            f"warning: {len(unknown)} of {len(found)} results in {out} do not say what they were made of; "
+            "that they are of the same data and settings is taken on trust",
+            file=sys.stderr,
+        )
 
 
 def yaml_of(name: str) -> Path:
@@ -138,14 +217,50 @@ def common_words(args: argparse.Namespace, name: str) -> list[str]:
     return ["--config", str(yaml_of(name)), f"--data.index={args.index}", *(f"--{pair}" for pair in args.set)]
 
 
+@functools.cache
+def pretraining_made_of(words: tuple[str, ...]) -> dict[str, Any]:
+    """What decides a method's runs, seed and steps aside: samples, statistics and settings."""
+    config = load_config(PretrainConfig, [*words, "--output_dir=."], variants={"method": METHODS.config})
+    index = open_index(config.data.index, config.data.split)
+    settings = to_dict(config)
+    for key in ("output_dir", "resume", "seed", "log", "checkpoint"):
+        del settings[key]
+    for key in ("index", "num_workers"):
+        del settings["data"][key]
+    settings["device"] = select_device(config.device).type
+    return {"index": index.hash(), "statistics": index.statistics_hash(), "config": settings}
+
+
 def known_cost(args: argparse.Namespace, name: str) -> Cost:
-    """The cost of a method's step, measured once a queue."""
-    file = args.out / Path(name).stem / "step_cost.json"
-    if not file.exists():
-        cost = step_cost(common_words(args, name), timed=args.minutes is not None)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(cost)))
-    return Cost(**json.loads(file.read_text()))
+    """The cost of a method's step, measured once a queue.
+
+    Raises:
+        SystemExit: It was measured on other data or settings, or not timed where ``--minutes`` needs that.
+    """
+    file = args.out / Path(name).stem / STEP_COST_NAME
+    words, timed = common_words(args, name), args.minutes is not None
+    made_of = {**pretraining_made_of(tuple(words)), "timed": timed}
+    if not is_done(file, made_of):
+        remember(file, made_of)
+        if in_own_process(write_step_cost, words, timed, file):
+            raise SystemExit(f"the steps of {name} could not be measured; the message is above")
+    cost = Cost(**json.loads(file.read_text()))
+    if timed and not cost.seconds:
+        raise SystemExit(f"{file} was counted, not timed, as --minutes needs: give another --out")
+    return cost
+
+
+def in_own_process(function: Callable[..., None], *args: object) -> int:
+    """Calls a function in a new process, whose memory holds nothing of this one's; returns its exit code."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=args)
+    process.start()
+    process.join()
+    return process.exitcode or 0
+
+
+def write_step_cost(words: Sequence[str], timed: bool, file: Path) -> None:
+    """Measures a step and writes what it costs."""
+    file.write_text(json.dumps(asdict(step_cost(words, timed))))
 
 
 def step_cost(words: Sequence[str], timed: bool = False, repeats: int = 5) -> Cost:
@@ -154,17 +269,22 @@ def step_cost(words: Sequence[str], timed: bool = False, repeats: int = 5) -> Co
         words = [*words, f"--output_dir={scratch}", "--log.tensorboard=false", "--data.num_workers=0"]
         config = load_config(PretrainConfig, words, variants={"method": METHODS.config})
         run = Run(replace(config, output_dir=scratch), select_device(config.device))
-        sampler = run.sampler
+        sampler, size = run.sampler, run.plan.per_rank
+        kinds: list[tuple[list[Batch], float]] = []
         gflops = seconds = images = pairs = 0.0
         for step, steps in example_steps(sampler):
             draws = sampler.batch(0, step)
-            batch = run.dataset.collate([run.dataset[draw] for draw in draws])
+            parts = [draws[start : start + size] for start in range(0, len(draws), size)]
+            batches = [run.dataset.collate([run.dataset[draw] for draw in part]) for part in parts]
             share = steps / sampler.steps_per_epoch
-            gflops += share * gflop(lambda batch=batch: backward(run, batch))
-            seconds += share * (median_seconds(run, batch, repeats) if timed else 0.0)
+            gflops += share * sum(gflop(lambda batch=batch: backward(run, batch)) for batch in batches)
             distinct = len(draws) / sampler.repeats
             images += share * distinct * len(sampler.modalities)
-            pairs += share * distinct * batch.paired
+            pairs += share * distinct * batches[0].paired
+            kinds.append((batches, share))
+        if timed:
+            # Steps that move weights come last: those counted are of a run that has not begun.
+            seconds = sum(share * median_seconds(run, batches, repeats) for batches, share in kinds)
         return Cost(
             gflop=gflops, seconds=seconds, steps_per_epoch=sampler.steps_per_epoch, images=images, pairs=pairs
         )
@@ -189,12 +309,13 @@ def backward(run: Run, batch: Batch) -> None:
     run.method.zero_grad(set_to_none=True)
 
 
-def median_seconds(run: Run, batch: Batch, repeats: int) -> float:
-    """Median time of forward and backward, after one call to warm up."""
+def median_seconds(run: Run, micro_batches: Sequence[Batch], repeats: int) -> float:
+    """Median time of a whole step, after one to warm up; the run's weights move."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        backward(run, batch)
+        run.learner.step(micro_batches, run.progress, rate=run.rate, waited=0.0, interruption=Interruption())
+        run.method.after_step(run.progress)
         if run.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
@@ -209,17 +330,18 @@ def steps_for(args: argparse.Namespace, cost: Cost) -> int:
 
 def pretrain(args: argparse.Namespace, name: str, cost: Cost, seed: int, folder: Path) -> None:
     """Runs or resumes one pretraining; what it took goes to ``cost.json`` beside its encoders."""
-    steps = steps_for(args, cost)
-    if (folder / COST_NAME).exists():
-        done = json.loads((folder / COST_NAME).read_text())["steps"]
+    steps, file = steps_for(args, cost), folder / COST_NAME
+    made_of = pretraining_made_of(tuple(common_words(args, name)))
+    if is_done(file, made_of):
+        done = json.loads(file.read_text())["steps"]
         if done != steps:
             raise SystemExit(
                 f"{folder} holds a run of {done} steps, and this budget asks for {steps}: "
                 "give the budget it was made with, or another --out"
             )
         return
-    command = [
-        *(sys.executable, str(PRETRAIN), *common_words(args, name)),
+    words = [
+        *common_words(args, name),
         *(f"--output_dir={folder}", f"--seed={seed}", f"--optim.max_steps={steps}"),
         f"--optim.epochs={math.ceil(steps / cost.steps_per_epoch) + 1}",
         f"--optim.warmup_epochs={WARMUP_SHARE * steps / cost.steps_per_epoch}",
@@ -227,9 +349,7 @@ def pretrain(args: argparse.Namespace, name: str, cost: Cost, seed: int, folder:
         *(f"--checkpoint.every_steps={max(1, steps // 5)}", "--resume=auto"),
     ]
     print(f"== {folder}: {steps} steps, {steps * cost.gflop / 1e3:.1f} TFLOP", flush=True)
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
+    if in_own_process(pretrain_and_measure, words, folder / MEMORY_NAME):
         raise SystemExit(f"{PRETRAIN.name} failed for {name}, seed {seed}; its message is above")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     spans = [after - before for before, after in pairwise([0, *(line["step"] for line in lines)])]
@@ -239,12 +359,39 @@ def pretrain(args: argparse.Namespace, name: str, cost: Cost, seed: int, folder:
         "seconds": sum(
             line["seconds_per_step"] * span for line, span in zip(lines, spans, strict=True) if span > 0
         ),
-        "peak_memory_mb": usage.ru_maxrss / 1024,
+        **json.loads((folder / MEMORY_NAME).read_text()),
         "images": steps * cost.images,
         "pairs": steps * cost.pairs,
         **{key: value for key, value in lines[-1].items() if key.startswith("effective_rank")},
     }
-    (folder / COST_NAME).write_text(json.dumps(record, indent=1))
+    remember(file, made_of)
+    file.write_text(json.dumps(record, indent=1))
+
+
+def pretrain_and_measure(words: Sequence[str], file: Path) -> None:
+    """Runs a pretraining in this process and writes its peak memory, the highest of all attempts."""
+    sys.argv = [str(PRETRAIN), *words]
+    try:
+        runpy.run_path(str(PRETRAIN), run_name="__main__")
+    finally:
+        peaks = peak_memory()
+        before = json.loads(file.read_text()) if file.exists() else {}
+        if file.parent.exists():
+            file.write_text(json.dumps({key: max(peak, before.get(key, 0)) for key, peak in peaks.items()}))
+
+
+def peak_memory() -> dict[str, float]:
+    """Most memory that this process, without its loader's workers, and that tensors on the GPU ever took.
+
+    The kernel's VmHWM begins anew with a program; ``getrusage`` goes on from the peak of what started it.
+    """
+    status = Path("/proc/self/status")
+    peaks = {}
+    if status.exists():
+        peaks["process_peak_mb"] = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    if torch.cuda.is_initialized():
+        peaks["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return peaks
 
 
 def probe(args: argparse.Namespace, folder: Path, seed: int) -> None:
@@ -255,8 +402,10 @@ def probe(args: argparse.Namespace, folder: Path, seed: int) -> None:
             continue
         for kind, encoder in (("probe", str(file)), ("random", f"random:{file}")):
             output = card_folder(folder, kind, modality)
-            if (output / CARD_NAME).exists():
+            made_of = probe_made_of(args, index, file, kind, seed)
+            if is_done(output / CARD_NAME, made_of):
                 continue
+            remember(output / CARD_NAME, made_of)
             command = [
                 *(sys.executable, str(PROBE), "--config", str(PROBE_CONFIG), "--encoder", encoder),
                 *("--data.index", index, "--modality", modality, "--output_dir", str(output)),
@@ -264,6 +413,33 @@ def probe(args: argparse.Namespace, folder: Path, seed: int) -> None:
             ]
             if subprocess.run(command).returncode:
                 raise SystemExit(f"{PROBE.parent.name} failed for {encoder}; its message is above")
+
+
+def probe_made_of(args: argparse.Namespace, index: str, file: Path, kind: str, seed: int) -> dict[str, Any]:
+    """What decides the outcome of a probe: labelled images, settings and weights."""
+    return {
+        **labelled_made_of(index),
+        "config": read_yaml(PROBE_CONFIG),
+        "shots": args.shots,
+        "size": args.probe_size,
+        "init_seed": seed,
+        "encoder": weights_made_of(file, kind),
+    }
+
+
+@functools.cache
+def labelled_made_of(index: str) -> dict[str, str]:
+    """Samples and statistics of a labelled index."""
+    opened = open_index(index.split(","))
+    return {"index": opened.hash(), "statistics": opened.statistics_hash()}
+
+
+def weights_made_of(file: Path, kind: str) -> Any:
+    """Where an encoder's weights come from: a file's content, or, of fresh ones, the architecture alone."""
+    if kind != "random":
+        return file_hash(file)
+    metadata = read_encoder(file)[1]
+    return {"arch": metadata.arch, "arch_kwargs": metadata.arch_kwargs}
 
 
 def card_folder(run: Path, kind: str, modality: str) -> Path:
@@ -275,67 +451,99 @@ def card_folder(run: Path, kind: str, modality: str) -> Path:
     return run.parents[1] / "random_weights" / f"{metadata.arch}_{shape}" / f"{run.name}_{modality}"
 
 
-def summarise(out: Path, configs: Sequence[str], costs: Mapping[str, Cost]) -> dict[str, Any]:
-    """Means and deviations over the seeds that are done, by method, and of fresh weights by encoder."""
+def summarise(out: Path, configs: Sequence[str]) -> dict[str, Any]:
+    """Means and deviations over the seeds that are done, by method, and of fresh weights of its encoder.
+
+    Raises:
+        SystemExit: Runs were trained on different samples, or probes put different questions.
+    """
     rows: dict[str, Any] = {}
+    compared: dict[str, list[tuple[Path, dict[str, Any]]]] = {name: [] for name in ("data", *MODALITY_NAMES)}
     for name in configs:
         folders = sorted((out / Path(name).stem).glob(f"seed_*/{COST_NAME}"))
         if not folders:
             continue
         records = [json.loads(file.read_text()) for file in folders]
+        compared["data"] += [(file, trained_on(file)) for file in folders if note_of(file).exists()]
         runs = [file.parent for file in folders]
         first = next(iter(encoder_files(runs[0]).values()))
         keys = sorted(set.intersection(*(set(record) for record in records)))
         row: dict[str, Any] = {key: statistics.fmean(record[key] for record in records) for key in keys}
-        row |= {"encoder": read_encoder(first)[1].arch, "seeds": len(runs), "gflop_a_step": costs[name].gflop}
+        cost = json.loads((out / Path(name).stem / STEP_COST_NAME).read_text())
+        row |= {"encoder": read_encoder(first)[1].arch, "seeds": len(runs), "gflop_a_step": cost["gflop"]}
         for modality in MODALITY_NAMES:
-            for kind in ("probe", "random"):
+            for kind in KINDS:
                 probed = [run for run in runs if modality in encoder_files(run)]
                 places = [card_folder(run, kind, modality) for run in probed]
-                cards = [Card.load(place) for place in places if (place / CARD_NAME).exists()]
+                cards = {place: Card.load(place) for place in places if (place / CARD_NAME).exists()}
+                compared[modality] += [(place, question(card)) for place, card in cards.items()]
                 if cards:
-                    values = [card.mean for card in cards]
+                    values = [card.mean for card in cards.values()]
                     mean, std = statistics.fmean(values), sample_std(values)
                     row[f"{kind}_{modality}"] = {"values": values, "mean": mean, "std": std}
         rows[Path(name).stem] = row
+    for group in compared.values():
+        refuse_differences(group)
     return rows
+
+
+def trained_on(file: Path) -> dict[str, Any]:
+    """The samples and statistics that the run of a record has seen."""
+    made_of = json.loads(note_of(file).read_text())
+    return {key: made_of[key] for key in ("index", "statistics")}
+
+
+def question(card: Card) -> dict[str, Any]:
+    """What two cards must agree in to stand in one column."""
+    return {key: getattr(card, key) for key in (*MUST_AGREE, "size", "normalisation")}
+
+
+def refuse_differences(group: Iterable[tuple[Path, dict[str, Any]]]) -> None:
+    """Compares each of a group with the first.
+
+    Raises:
+        SystemExit: Two differ.
+    """
+    first_place, first = next(iter(group), (Path(), {}))
+    for place, other in group:
+        for key, a, b in diff_configs(first, other):
+            raise SystemExit(f"no common table: {key} is {a!r} in {first_place} and {b!r} in {place}")
 
 
 def write_table(out: Path, rows: Mapping[str, Any]) -> str:
     """Writes ``table.md`` and ``equal_cost.json``; returns the table."""
-    head = ["method", "encoder", "seeds", "TFLOP", "seconds", "memory", "images", "pairs"]
-    head += ["optical", "SAR", "rank optical", "rank SAR"]
+    heads = {"process_peak_mb": "process GB", "gpu_peak_mb": "GPU GB"}
+    peaks = [key for key in heads if any(key in row for row in rows.values())]
+    head = ["method", "encoder", "seeds", "TFLOP", "seconds", *(heads[key] for key in peaks)]
+    head += ["images", "pairs", "optical", "own random optical", "SAR", "own random SAR", "ranks"]
     lines = [head]
-    fresh: dict[str, list[str]] = {}
     for name, row in rows.items():
         lines.append(
             [
                 *(name, row["encoder"], str(row["seeds"]), f"{row['tflop']:.0f}", f"{row['seconds']:.0f}"),
-                *(f"{row['peak_memory_mb'] / 1024:.1f} GB", f"{row['images']:,.0f}", f"{row['pairs']:,.0f}"),
-                *(figure(row.get(f"probe_{modality}")) for modality in MODALITY_NAMES),
-                *(rank(row.get(f"effective_rank_{modality}")) for modality in MODALITY_NAMES),
+                *(f"{row[key] / 1024:.1f}" if key in row else "" for key in peaks),
+                *(f"{row['images']:,.0f}", f"{row['pairs']:,.0f}"),
+                *(figure(row.get(f"{kind}_{side}")) for side in MODALITY_NAMES for kind in KINDS),
+                " / ".join(rank(row.get(f"effective_rank_{modality}")) for modality in MODALITY_NAMES),
             ]
         )
-        blank = [RANDOM, row["encoder"], str(row["seeds"]), "0", "0", "", "0", "0"]
-        figures = [figure(row.get(f"random_{modality}")) for modality in MODALITY_NAMES]
-        fresh.setdefault(row["encoder"], [*blank, *figures, "", ""])
-    table = as_table(lines + list(fresh.values()), markdown=True)
+    table = as_table(lines, markdown=True)
     (out / "table.md").write_text(table + "\n")
     (out / "equal_cost.json").write_text(json.dumps(rows, indent=1))
     return table
 
 
-def figure(values: Mapping[str, Any] | None) -> str:
-    """Mean and deviation over pretraining seeds, in percent."""
+def figure(values: Mapping[str, Any] | None, digits: int = 1, scale: float = 1) -> str:
+    """Mean and, of two or more, deviation over pretraining seeds."""
     if values is None:
         return ""
-    spread = f" ± {values['std']:.1f}" if len(values["values"]) > 1 else ""
-    return f"{values['mean']:.1f}{spread}"
+    spread = f" ± {scale * values['std']:.{digits}f}" if len(values["values"]) > 1 else ""
+    return f"{scale * values['mean']:.{digits}f}{spread}"
 
 
 def rank(value: float | None) -> str:
     """An effective rank."""
-    return "" if value is None else f"{value:.1f}"
+    return "-" if value is None else f"{value:.1f}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Writes a synthetic twin, pretrains every method on it for the same number of operations (``equal_cost.py``),
 and reads the factors out of the frozen features of each modality: those both images show, and those only one
 of them shows. A method that pulls the modalities together is expected to keep the first and to lose the
-second. The same command goes on with a killed queue. The last line is one JSON object.
+second. Figures are mean and deviation over seeds; the random weights are of the first method's encoder. The
+same command goes on with a killed queue; ``--table`` runs nothing. The last line is one JSON object.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from codemae.data.dataset import Draw, PairDataset
 from codemae.data.index import open_index
 from codemae.data.synthetic.factors import FACTOR_SIDES
 from codemae.data.synthetic.writer import read_factors, write_dataset
+from codemae.evaluation.card import sample_std
 from codemae.evaluation.tables import as_table
 from codemae.modality import MODALITY_NAMES
 from codemae.models.factory import load_encoder
@@ -36,6 +38,9 @@ METHOD_CONFIGS = (
     "ablations/tiny_without_ccl",
     "ablations/tiny_without_cdr",
     "ablations/tiny_ccl_raw",
+    "ablations/tiny_ccl_strong",
+    "ablations/tiny_ccl_raw_strong",
+    "ablations/tiny_decur_plain",
 )
 
 
@@ -53,16 +58,21 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Works off the queue and writes the table; returns what the last line holds."""
     args = parse(argv)
-    args.index = str(twin(args))
-    costs = {name: equal_cost.known_cost(args, name) for name in args.configs}
-    scores: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(args.seeds):
-        for name in args.configs:
-            folder = args.out / Path(name).stem / f"seed_{seed}"
-            equal_cost.pretrain(args, name, costs[name], seed, folder)
-            for kind, label in (("factors", Path(name).stem), ("random", equal_cost.RANDOM)):
-                if kind == "factors" or name == args.configs[0]:
-                    scores.setdefault(label, []).append(read_out(args, folder, kind, seed))
+    args.out.mkdir(parents=True, exist_ok=True)
+    equal_cost.warn_of_unknown(args.out)
+    args.index = str(args.out / f"twin_{args.train}_{args.test}_{args.size}")
+    if not args.table:
+        work_off(args)
+    scores: dict[str, list[dict[str, dict[str, float]]]] = {}
+    for name in args.configs:
+        kinds = {
+            "factors": Path(name).stem,
+            **({"random": equal_cost.RANDOM} if name == args.configs[0] else {}),
+        }
+        for kind, label in kinds.items():
+            files = sorted((args.out / Path(name).stem).glob(f"seed_*/{kind}.json"))
+            if files:
+                scores[label] = [json.loads(file.read_text()) for file in files]
     result = {name: means(runs) for name, runs in scores.items()}
     print(table(result))
     (args.out / "table.md").write_text(table(result) + "\n")
@@ -70,26 +80,35 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def twin(args: argparse.Namespace) -> Path:
-    """The synthetic pairs, written once."""
-    folder: Path = args.out / f"twin_{args.train}_{args.test}_{args.size}"
-    if not (folder / "index.parquet").exists():
-        write_dataset(folder, train=args.train, test=args.test, size=args.size, workers=os.cpu_count() or 1)
-    return folder
+def work_off(args: argparse.Namespace) -> None:
+    """Writes the twin, pretrains on it and reads the factors out, all but what is done already."""
+    if not (Path(args.index) / "index.parquet").exists():
+        workers = os.cpu_count() or 1
+        write_dataset(args.index, train=args.train, test=args.test, size=args.size, workers=workers)
+    costs = {name: equal_cost.known_cost(args, name) for name in args.configs}
+    for seed in range(args.seeds):
+        for name in args.configs:
+            folder = equal_cost.run_folder(args, name, seed)
+            equal_cost.pretrain(args, name, costs[name], seed, folder)
+            for kind in ("factors", "random") if name == args.configs[0] else ("factors",):
+                read_out(args, folder, kind, seed)
 
 
-def read_out(args: argparse.Namespace, folder: Path, kind: str, seed: int) -> dict[str, dict[str, float]]:
-    """Scores of each factor, by modality whose features it is read from; kept in the run's folder."""
-    file = folder / f"{kind}.json"
-    if not file.exists():
-        scores = {}
-        for modality in MODALITY_NAMES:
-            if encoder := encoder_files(folder).get(modality):
-                name = str(encoder) if kind == "factors" else f"random:{encoder}"
-                scores[modality] = scores_of(args, name, modality, seed)
-        file.write_text(json.dumps(scores))
-    scores = json.loads(file.read_text())
-    return scores
+def read_out(args: argparse.Namespace, folder: Path, kind: str, seed: int) -> None:
+    """Writes the scores of each factor, by modality whose features it is read from, into the run's folder."""
+    file, encoders = folder / f"{kind}.json", encoder_files(folder)
+    made_of = {
+        **{key: getattr(args, key) for key in ("train", "test", "size")},
+        **equal_cost.labelled_made_of(args.index),
+        "seed": seed,
+        "encoders": {side: equal_cost.weights_made_of(path, kind) for side, path in encoders.items()},
+    }
+    if equal_cost.is_done(file, made_of):
+        return
+    names = {side: str(path) if kind == "factors" else f"random:{path}" for side, path in encoders.items()}
+    scores = {side: scores_of(args, name, side, seed) for side, name in names.items()}
+    equal_cost.remember(file, made_of)
+    file.write_text(json.dumps(scores))
 
 
 @torch.inference_mode()
@@ -113,11 +132,11 @@ def scores_of(args: argparse.Namespace, name: str, modality: str, seed: int) -> 
     return factor_scores(torch.cat(pooled).numpy(), factors)
 
 
-def means(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
-    """Mean and deviation over seeds of each factor's score, by modality."""
+def means(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Values, mean and deviation over seeds of each factor's score, by modality."""
     return {
         modality: {
-            name: [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
+            name: {"values": values, "mean": statistics.fmean(values), "std": sample_std(values)}
             for name in FACTOR_SIDES
             for values in [[run[modality][name] for run in runs]]
         }
@@ -125,8 +144,8 @@ def means(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[s
     }
 
 
-def table(result: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> str:
-    """Methods down, factors across: shared ones from both sides, then what one side alone shows."""
+def table(result: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> str:
+    """Methods down, factors across, in percent: shared ones of both sides, then what one side alone shows."""
     columns = [
         (name, modality)
         for side in ("shared", *MODALITY_NAMES)
@@ -137,11 +156,8 @@ def table(result: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> 
     head = ["method", *(f"{name} ({modality})" for name, modality in columns)]
     lines = [head]
     for method, scores in result.items():
-        cells = [
-            f"{100 * scores[modality][name][0]:.0f}" if modality in scores else ""
-            for name, modality in columns
-        ]
-        lines.append([method, *cells])
+        known = [scores[modality][name] if modality in scores else None for name, modality in columns]
+        lines.append([method, *(equal_cost.figure(values, digits=0, scale=100) for values in known)])
     return as_table(lines, markdown=True)
 
 

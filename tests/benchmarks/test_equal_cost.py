@@ -1,3 +1,4 @@
+import argparse
 import json
 import subprocess
 import sys
@@ -5,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import equal_cost
+import numpy as np
 import pytest
+import torch
 import twin_factors
 from data_makers import make_labelled
+from PIL import Image
+from torch import Tensor
 
 from codemae.data.synthetic.factors import FACTOR_SIDES
+from codemae.data.synthetic.writer import read_factors, write_dataset
+from codemae.engine.step import Learner
 
 SMALL = [
     "method.encoder.img_size=32",
@@ -61,7 +68,12 @@ def test_a_budget_becomes_steps_and_the_queue_is_not_run_twice(words: list[str],
     assert result["seconds"] == pytest.approx(sum(line["seconds_per_step"] for line in metrics))
     assert {"probe_optical", "probe_sar", "random_optical", "random_sar"} <= set(result)
     table = (tmp_path / "queue" / "table.md").read_text()
-    assert table in first.stdout and "random weights" in table
+    assert table in first.stdout and "own random optical" in table
+    assert (
+        result["process_peak_mb"]
+        == json.loads((queue / "seed_0" / "cost.json").read_text())["process_peak_mb"]
+    )
+    assert not any(file.name.endswith(".pt") for file in queue.iterdir())
     fresh = sorted(path.name for path in (tmp_path / "queue" / "random_weights").glob("hivit_tiny_*/*"))
     assert fresh == ["seed_0_optical", "seed_0_sar"]
     stamp = (queue / "seed_0" / "encoder.safetensors").stat().st_mtime_ns
@@ -72,6 +84,14 @@ def test_a_budget_becomes_steps_and_the_queue_is_not_run_twice(words: list[str],
         [sys.executable, equal_cost.__file__, *words, "--tflop=0.02"], capture_output=True, text=True
     )
     assert other.returncode and "another --out" in other.stderr
+    for word, key in (("--shots=4", "shots"), ("--tflop=0.01", "config.optim.clip_grad")):
+        more = ["optim.clip_grad=1.0"] if "clip_grad" in key else []
+        done = subprocess.run(
+            [sys.executable, equal_cost.__file__, "--tflop=0.01", *words, *more, word],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode and f"was made with {key} " in done.stderr
     assert (queue / "seed_0" / "encoder.safetensors").stat().st_mtime_ns == stamp
 
 
@@ -91,19 +111,178 @@ def test_the_mean_step_weighs_paired_and_unpaired_steps_as_an_epoch_has_them(toy
     assert (both.images, paired.pairs, unpaired.pairs) == (8, 4, 0)
 
 
+def cost_arguments(out: Path, index: Path, **budget: float | None) -> argparse.Namespace:
+    budget = {"tflop": None, "minutes": None, **budget}
+    return argparse.Namespace(out=out, index=str(index), set=SMALL, **budget)
+
+
+def test_a_step_cost_of_other_data_or_settings_is_refused(toy_index: Path, tmp_path: Path) -> None:
+    counted = cost_arguments(tmp_path, toy_index, tflop=1.0)
+    cost = equal_cost.known_cost(counted, CONFIG)
+    assert cost.gflop > 0 and cost.seconds == 0
+    assert equal_cost.known_cost(counted, CONFIG) == cost
+    with pytest.raises(SystemExit, match="timed False, and this command has True: .*another --out"):
+        equal_cost.known_cost(cost_arguments(tmp_path, toy_index, minutes=1.0), CONFIG)
+    other = cost_arguments(tmp_path, toy_index, tflop=1.0)
+    other.set = [*SMALL, "method.mask_ratio=0.5"]
+    with pytest.raises(SystemExit, match="config.method.mask_ratio 0.75, and this command has 0.5"):
+        equal_cost.known_cost(other, CONFIG)
+    made_of = {
+        **equal_cost.pretraining_made_of(tuple(equal_cost.common_words(counted, CONFIG))),
+        "timed": False,
+    }
+    file = tmp_path / CONFIG / "step_cost.json"
+    with pytest.raises(SystemExit, match="step_cost.json was made with index "):
+        equal_cost.is_done(file, {**made_of, "index": "another"})
+
+
+def test_a_record_of_an_earlier_version_is_taken_with_a_warning(
+    toy_index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / CONFIG / "step_cost.json"
+    file.parent.mkdir()
+    file.write_text('{"gflop": 2.0, "seconds": 0.0, "steps_per_epoch": 3, "images": 8, "pairs": 4}')
+    equal_cost.warn_of_unknown(tmp_path)
+    assert "1 of 1 results" in capsys.readouterr().err
+    assert equal_cost.known_cost(cost_arguments(tmp_path, toy_index, tflop=1.0), CONFIG).gflop == 2
+    with pytest.raises(SystemExit, match="counted, not timed"):
+        equal_cost.known_cost(cost_arguments(tmp_path, toy_index, minutes=1.0), CONFIG)
+
+
+def test_timed_steps_are_whole_ones_and_leave_the_count_alone(
+    toy_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--config", str(equal_cost.yaml_of("cmid_hivit_tiny_cpu")), f"--data.index={toy_index}"]
+    words += [
+        "--method.encoder.img_size=64",
+        "--optim.batch_per_gpu=4",
+        "--device=cpu",
+        "--log.sentinel_every=0",
+    ]
+    plain = equal_cost.step_cost(words)
+    calls = []
+    step, after_step = Learner.step, equal_cost.METHODS.get("cmid").after_step
+    monkeypatch.setattr(Learner, "step", lambda *a, **k: (calls.append("step"), step(*a, **k))[1])
+    monkeypatch.setattr(
+        equal_cost.METHODS.get("cmid"), "after_step", lambda *a: (calls.append("after"), after_step(*a))[1]
+    )
+    timed = equal_cost.step_cost(words, timed=True, repeats=1)
+    assert timed.gflop == plain.gflop and timed.seconds > 0 == plain.seconds
+    assert calls[:4] == ["step", "after", "step", "after"] and len(calls) % 4 == 0
+
+
+def test_peak_memory_of_a_run_is_not_that_of_the_process_that_starts_it(tmp_path: Path) -> None:
+    ballast = b"\x01" * 2**30
+    file = tmp_path / "memory.json"
+    assert equal_cost.in_own_process(equal_cost.pretrain_and_measure, ["--help"], file) == 0
+    peak = json.loads(file.read_text())["process_peak_mb"]
+    assert 50 < peak < len(ballast) / 2**20 < equal_cost.peak_memory()["process_peak_mb"]
+
+
+def test_each_method_stands_beside_fresh_weights_of_its_own_encoder(tmp_path: Path) -> None:
+    def row(random: float) -> dict[str, Any]:
+        probe, fresh = ({"values": [m - 1, m + 1], "mean": m, "std": 2**0.5} for m in (52.8, random))
+        counts = {"encoder": "hivit_tiny", "seeds": 2, "tflop": 12.0, "seconds": 9.0, "images": 8, "pairs": 4}
+        return {**counts, "probe_optical": probe, "random_optical": fresh, "effective_rank_optical": 3.0}
+
+    rows = {"one": row(48.0), "two": {**row(47.0), "process_peak_mb": 2048.0}}
+    head, _, one, two = equal_cost.write_table(tmp_path, rows).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (head, one, two)]
+    named = [dict(zip(cells[0], line, strict=True)) for line in cells[1:]]
+    assert [line["optical"] for line in named] == ["52.8 ± 1.4"] * 2
+    assert [line["own random optical"] for line in named] == ["48.0 ± 1.4", "47.0 ± 1.4"]
+    assert [line["process GB"] for line in named] == ["", "2.0"]
+    assert [line["ranks"] for line in named] == ["3.0 / -"] * 2
+
+
+def test_cards_of_different_probes_make_no_table() -> None:
+    group = [(Path(name), {"shots": shots}) for name, shots in (("a", 10), ("b", 10), ("c", 5))]
+    equal_cost.refuse_differences(group[:2])
+    with pytest.raises(SystemExit, match="shots is 10 in a and 5 in c"):
+        equal_cost.refuse_differences(group)
+
+
+def test_words_that_a_queue_cannot_do_without(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--index=x"], ["--index=x", "--tflop=0"], ["--tflop=1"]):
+        with pytest.raises(SystemExit):
+            equal_cost.parse(words)
+    assert equal_cost.parse(["--table"]).table
+    assert capsys.readouterr().err.count("--tflop or --minutes, above 0") == 2
+
+
 def test_nothing_to_probe_is_one_sentence() -> None:
     with pytest.raises(SystemExit, match="give --optical INDEX_DIR"):
         equal_cost.main(["--index=x", "--tflop=1"])
 
 
+class KnownFactor:
+    """Recognises the place of an image by its pixels; its feature is that place's value of one factor."""
+
+    def __init__(self, folder: Path, values: dict[str, float]) -> None:
+        self.values = torch.tensor(list(values.values()))[:, None]
+        self.pictures = {
+            side: torch.stack(
+                [self.flat(np.array(Image.open(folder / side / f"{name}.png"))) for name in values]
+            )
+            for side in ("optical", "sar")
+        }
+
+    @staticmethod
+    def flat(picture: Any) -> Tensor:
+        pixels = torch.as_tensor(picture, dtype=torch.float32)
+        pixels = pixels if pixels.ndim == 2 else pixels.mean(-1)
+        return (pixels.flatten() - pixels.mean()) / pixels.std()
+
+    def pooled(self, images: Tensor, modality: str) -> Tensor:
+        found = torch.stack([self.flat(image.permute(1, 2, 0)) for image in images])
+        return self.values[(found @ self.pictures[modality].T).argmax(1)]
+
+
+def test_a_factor_in_the_features_is_found_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two batches of the 64 that are read at a time.
+    write_dataset(tmp_path, train=4, test=100, size=32)
+    places = read_factors(tmp_path, "test")
+    known = {name: factors["incidence"] for name, factors in places.items()}
+    shuffled = dict(
+        zip(known, np.random.default_rng(0).permutation(list(known.values())).tolist(), strict=True)
+    )
+    args = argparse.Namespace(index=str(tmp_path), size=32)
+    some = {name: FACTOR_SIDES[name] for name in ("incidence", "roughness", "orientation", "look_right")}
+    monkeypatch.setattr(twin_factors, "FACTOR_SIDES", some)
+
+    def score(values: dict[str, float], modality: str) -> dict[str, float]:
+        monkeypatch.setattr(twin_factors, "load_encoder", lambda *_, **__: KnownFactor(tmp_path, values))
+        return twin_factors.scores_of(args, "stub", modality, 0)
+
+    for modality in ("optical", "sar"):
+        scores = score(known, modality)
+        assert scores.pop("incidence") > 0.99
+        assert max(scores.values()) < 0.2
+        assert score(shuffled, modality)["incidence"] < 0.1
+
+
+def test_cells_are_mean_and_deviation_over_seeds() -> None:
+    runs = [{"sar": dict.fromkeys(FACTOR_SIDES, value)} for value in (0.61, 0.65)]
+    scores = twin_factors.means(runs)["sar"]["looks"]
+    assert scores["mean"] == pytest.approx(0.63) and scores["std"] == pytest.approx(0.04 / 2**0.5)
+    assert "| 63 ± 3 |" in twin_factors.table({"a": twin_factors.means(runs)})
+    assert "±" not in twin_factors.table({"a": twin_factors.means(runs[:1])})
+
+
 @pytest.mark.slow
-def test_factors_are_read_from_each_modality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_queue_over_the_twin_can_be_tabled_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--tflop=0.01", "--seeds=1", "--train=16", "--test=60", "--size=32", f"--out={tmp_path}"]
     result = twin_factors.main([*words, "--configs", CONFIG, "--set", *SMALL])
     assert set(result) == {CONFIG, equal_cost.RANDOM}
-    for scores in result.values():
-        assert set(scores) == {"optical", "sar"} and set(scores["optical"]) == set(FACTOR_SIDES)
-        assert all(0 <= mean <= 1 for side in scores.values() for mean, _ in side.values())
-    printed = capsys.readouterr().out
-    assert json.loads(printed.splitlines()[-1]) == result
-    assert (tmp_path / "table.md").read_text() in printed
+    for kind, label in (("factors", CONFIG), ("random", equal_cost.RANDOM)):
+        written = json.loads((tmp_path / CONFIG / "seed_0" / f"{kind}.json").read_text())
+        assert set(written) == {"optical", "sar"} and set(written["optical"]) == set(FACTOR_SIDES)
+        assert result[label]["sar"]["scene"]["values"] == [written["sar"]["scene"]]
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1]) == result and "warning" not in printed.err
+    assert (tmp_path / "table.md").read_text() in printed.out
+    assert twin_factors.main(["--table", f"--out={tmp_path}", "--configs", CONFIG]) == result
