@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         choices=("all", *EXPLANATIONS),
         help="further sections: dimensions by alignment, Grad-CAM overlap, band importance, attention maps, "
-        "patches that find each other; `all` for every one",
+        "patches that find each other; `all` for every one the encoder allows",
     )
     analyze.add_argument("--no-map", action="store_true", help="skip the UMAP, the slowest part")
     analyze.set_defaults(run=_analyze)
@@ -241,7 +241,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         size=arguments.size,
         with_map=not arguments.no_map,
-        explanations=EXPLANATIONS if "all" in arguments.explain else arguments.explain,
+        explanations=arguments.explain,
     )
     print(page)
     return 0

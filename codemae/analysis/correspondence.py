@@ -38,27 +38,42 @@ def match_patches(first: Tensor, second: Tensor, count: int = 12) -> Matches:
     return Matches(first=mutual[order], second=partner[mutual[order]], similarity=similarity[order])
 
 
+def without_place(tokens: Tensor) -> Tensor:
+    """Tokens (B, N, D) less their mean over the images at each place: what the image shows there.
+
+    Two tokens of one place share what the encoder adds for the place, whatever their images show. A single
+    mean token takes away the modality only.
+    """
+    return tokens - tokens.mean(dim=0)
+
+
 def found_in_place(first: Tensor, second: Tensor, reach: int = 1) -> tuple[float, float]:
     """Share of patches whose nearest patch in the other image of the pair lies where it should.
 
     Args:
-        first: (B, N, D) tokens of images, N a square grid.
+        first: (B, N, D) tokens of at least two images, N a square grid.
         second: (B, N, D) tokens of the other images of the pairs.
         reach: Patches along each axis by which the nearest may be off.
 
     Returns:
-        The share, and the share that drawing a patch at random would give.
+        The share, and the share by chance: that found in the other image of the next pair instead, which the
+        content of the patches does not decide.
 
     Raises:
-        ValueError: The tokens are no square grid.
+        ValueError: The tokens are no square grid, or there is only one image.
     """
     side = round(first.shape[1] ** 0.5)
     if side * side != first.shape[1]:
         raise ValueError(f"{first.shape[1]} tokens are no square grid")
-    cosine = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).transpose(1, 2)
+    if len(first) < 2:
+        raise ValueError("the chance level needs at least two pairs of images")
     places = torch.arange(side * side)
     rows, columns = places // side, places % side
     near = ((rows[:, None] - rows).abs() <= reach) & ((columns[:, None] - columns).abs() <= reach)
-    nearest = cosine.argmax(dim=-1)
-    hits = near[places.expand_as(nearest), nearest]
-    return float(hits.float().mean()), float(near.float().mean())
+
+    def share(partners: Tensor) -> float:
+        cosine = F.normalize(first, dim=-1) @ F.normalize(partners, dim=-1).transpose(1, 2)
+        nearest = cosine.argmax(dim=-1)
+        return float(near[places.expand_as(nearest), nearest].float().mean())
+
+    return share(second), share(second.roll(1, dims=0))

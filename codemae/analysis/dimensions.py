@@ -1,7 +1,10 @@
 """Embedding dimensions one by one: which say the same of both modalities, and which are one's own."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -32,7 +35,7 @@ def split_dimensions(optical: Tensor, sar: Tensor, common_share: float = 0.5) ->
     """The numbers of the best aligned dimensions, ``common``, and of the others, ``unique``.
 
     DeCUR trains its dimensions into two such sets; for an encoder that was not trained so, they are found by
-    their alignment on the pairs at hand.
+    their alignment. Show them on other pairs: on the same ones the sets differ for any features, noise too.
 
     Raises:
         ValueError: One of the sets would be empty.
@@ -43,6 +46,11 @@ def split_dimensions(optical: Tensor, sar: Tensor, common_share: float = 0.5) ->
         raise ValueError(f"a share of {common_share:g} makes {count} of {len(alignment)} dimensions common")
     order = alignment.argsort()
     return {"common": order[:count], "unique": order[count:]}
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """At most ``most`` of the numbers 0 to ``count`` - 1, evenly spread."""
+    return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).round().long()
 
 
 def map_dimensions(optical: Tensor, sar: Tensor, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -64,7 +72,7 @@ def map_dimensions(optical: Tensor, sar: Tensor, seed: int = 0) -> npt.NDArray[n
     return np.asarray(layout, dtype=np.float32)
 
 
-def draw_alignment_histogram(axes: Axes, alignment: Tensor, sets: dict[str, Tensor]) -> None:
+def draw_alignment_histogram(axes: Axes, alignment: Tensor, sets: Mapping[str, Tensor]) -> None:
     """Counts of dimensions by their alignment loss, the two sets in their colours."""
     bins = np.linspace(0, max(1.5, float(alignment.max())), 41)
     axes.hist(
@@ -80,7 +88,7 @@ def draw_alignment_histogram(axes: Axes, alignment: Tensor, sets: dict[str, Tens
     axes.legend()
 
 
-def draw_dimension_map(axes: Axes, plane: npt.NDArray[np.float32], sets: dict[str, Tensor]) -> None:
+def draw_dimension_map(axes: Axes, plane: npt.NDArray[np.float32], sets: Mapping[str, Tensor]) -> None:
     """Optical dimensions as circles, SAR ones as crosses, the two sets in their colours."""
     half = len(plane) // 2
     for name in SETS:

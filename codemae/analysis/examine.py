@@ -6,9 +6,10 @@ from pathlib import Path
 from codemae.analysis.alignment import align
 from codemae.analysis.explanations import as_subject, explain
 from codemae.analysis.features import input_size
-from codemae.analysis.pairs import encode_pairs, read_pairs
+from codemae.analysis.pairs import encode_sides, pair_tokens, read_pairs
+from codemae.analysis.projection import projection_of
 from codemae.analysis.reconstruction import PictureGrid, reconstruction_grid
-from codemae.analysis.report import Report, read_metrics
+from codemae.analysis.report import Report, display, read_metrics
 from codemae.analysis.run_encoders import load_run_encoder
 from codemae.analysis.sections import (
     add_alignment,
@@ -25,6 +26,7 @@ from codemae.config import build_config, read_yaml
 from codemae.data.index import Index, open_index
 from codemae.engine.settings import PretrainConfig
 from codemae.methods.base import METHODS, Method
+from codemae.modality import MODALITY_NAMES
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -43,6 +45,8 @@ def examine(
 ) -> Path:
     """Writes ``report.html`` about an encoder, or about a run with its pictures.
 
+    Of an encoder of one modality, what compares two is left out.
+
     Args:
         target: A run folder, or what ``load_encoder`` takes.
         folders: Index folders with pairs.
@@ -51,7 +55,7 @@ def examine(
         count: How many pairs to look at.
         size: Side in pixels; the encoder's own when not given.
         with_map: Whether to fit the UMAP.
-        explanations: Names of the further sections, of ``EXPLANATIONS``.
+        explanations: Names of the further sections, of ``EXPLANATIONS``, or ``ALL``.
 
     Returns:
         The page's path.
@@ -60,28 +64,35 @@ def examine(
     encoder = load_run_encoder(target)
     index = open_index(folders, split)
     batch = read_pairs(index, count, size or input_size(encoder))
-    tokens = encode_pairs(encoder, batch)
+    sides = encode_sides(encoder, batch)
+    pooled = {name: tokens.mean(dim=1) for name, tokens in sides.items()}
+    spectra = {name: singular_spectrum(features) for name, features in pooled.items()}
+    pairs = pair_tokens(sides, batch) if len(sides) == len(MODALITY_NAMES) else None
+    alignment = align(pairs.optical, pairs.sar, pairs.similarity, centre=True) if pairs else None
 
-    report = Report(
-        f"What {Path(target).name} learned", f"{len(batch)} pairs of {', '.join(map(str, folders))}."
-    )
-    pooled = tokens.pooled()
-    alignment = align(tokens.optical, tokens.sar, tokens.similarity, centre=True)
-    report.headline(pair_headline(pooled, alignment))
+    shown = f"{len(batch)} pairs of {', '.join(map(str, folders))}."
+    if alignment is None:
+        shown += f" The encoder takes {' and '.join(map(display, sides))} images only."
+    report = Report(f"What {Path(target).name} learned", shown)
+    if alignment:
+        report.headline(pair_headline(pooled, alignment))
     if run and (run / METRICS_FILE).is_file():
         records = read_metrics(run / METRICS_FILE)
         add_curves(report, records)
         add_sentinel(report, records)
-    pictures = run and picture_run(run, index)
+    method = load_method(run) if run else None
+    pictures = picture_method(method, index) if method else None
     if pictures:
         pictures.save(out / "reconstructions.png")
         add_reconstructions(report, pictures)
-    add_spectra(report, {name: singular_spectrum(features) for name, features in pooled.items()})
-    add_alignment(report, {"this encoder": alignment})
-    if with_map:
-        add_map(report, pooled)
+    add_spectra(report, spectra)
+    if alignment:
+        add_alignment(report, {"this encoder": alignment})
+        if with_map:
+            add_map(report, pooled)
     if explanations:
-        explain(report, as_subject(encoder, batch, tokens), explanations)
+        projection = projection_of(method) if method else None
+        explain(report, as_subject(encoder, batch, sides, projection), explanations)
     return report.write(out / "report.html")
 
 
@@ -106,7 +117,17 @@ def picture_run(run: Path, index: Index, count: int = 4) -> PictureGrid | None:
         index: Where the pairs come from.
         count: How many pairs.
     """
-    method = load_method(run)
+    return picture_method(load_method(run), index, count)
+
+
+def picture_method(method: Method, index: Index, count: int = 4) -> PictureGrid | None:
+    """Reconstructions of a method; None where it reconstructs nothing.
+
+    Args:
+        method: In eval mode.
+        index: Where the pairs come from.
+        count: How many pairs.
+    """
     reconstruct = getattr(method, "reconstruct", None)
     if reconstruct is None:
         return None

@@ -6,30 +6,44 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
 from codemae.analysis.attention import attention_received
-from codemae.analysis.correspondence import found_in_place, match_patches
+from codemae.analysis.correspondence import found_in_place, match_patches, without_place
 from codemae.analysis.dimensions import (
     SET_COLOURS,
     SETS,
     dimension_alignment,
     draw_alignment_histogram,
     draw_dimension_map,
+    evenly,
     map_dimensions,
     split_dimensions,
 )
-from codemae.analysis.pairs import PairTokens, first_pairs
+from codemae.analysis.pairs import take_pairs
+from codemae.analysis.projection import Projection
 from codemae.analysis.report import Report, display, drawing
-from codemae.analysis.saliency import Score, band_importance, grad_cam, mean_of_dimensions, overlap
+from codemae.analysis.run_encoders import NotInThisEncoder
+from codemae.analysis.saliency import (
+    Score,
+    band_importance,
+    empty_share,
+    grad_cam,
+    mean_of_dimensions,
+    overlap,
+)
 from codemae.data.batch import Batch
 from codemae.modality import MODALITY_NAMES
 
+ALL = "all"
 MOST_PAIRS = 64
+MOST_DIMENSIONS = 512
 SHOWN_PAIRS = 3
+LEAST_PAIRS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,120 +53,175 @@ class Subject:
     Attributes:
         encoder: With ``forward`` to tokens and ``pooled``, in eval mode.
         batch: Pairs.
-        tokens: Of the pairs.
+        tokens: Of the pairs, (B, N, D) by modality; one modality only where the encoder takes no other.
+        projection: What the run's method compares modalities by, where it is not the encoder's own features.
+        features: (B, K) by modality: means of the tokens, projected where there is a projection.
+        sets: Numbers of the dimensions in each set: ``SETS``, or ``ALL`` where there is one modality.
+        words: Which dimensions the sets are.
+        spent: Leading pairs that chose the sets; what compares the sets is drawn from the others.
     """
 
     encoder: Any
     batch: Batch
-    tokens: PairTokens
+    tokens: Mapping[str, Tensor]
+    projection: Projection | None
+    features: Mapping[str, Tensor]
+    sets: Mapping[str, Tensor]
+    words: str
+    spent: int
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Sides of the pairs the encoder takes."""
+        return tuple(self.tokens)
+
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Features of both sides of the pairs that did not choose the sets.
+
+        Raises:
+            NotInThisEncoder: The encoder takes one side only.
+        """
+        self.need_both()
+        return self.features["optical"][self.spent :], self.features["sar"][self.spent :]
+
+    def need_both(self) -> None:
+        """Refuses an encoder of one modality.
+
+        Raises:
+            NotInThisEncoder: It is one.
+        """
+        missing = [display(name) for name in MODALITY_NAMES if name not in self.tokens]
+        if missing:
+            raise NotInThisEncoder(
+                f"the encoder takes no {' and no '.join(missing)} images, and this compares both"
+            )
+
+    def unspent(self, count: int) -> Batch:
+        """Up to ``count`` of the pairs that did not choose the sets."""
+        return take_pairs(self.batch, slice(self.spent, self.spent + count))
 
     def scores(self, modality: str) -> dict[str, Score]:
         """For each set of dimensions, the mean of its standardised dimensions."""
-        pooled = self.tokens.pooled()
-        sets = split_dimensions(pooled["optical"], pooled["sar"])
-        features = pooled[modality]
+        features = self.features[modality]
         centre, scale = features.mean(0), features.std(0).clamp(min=1e-6)
-        return {
-            name: partial(mean_of_dimensions, dimensions=sets[name], centre=centre, scale=scale)
-            for name in SETS
-        }
+
+        def score(pooled: Tensor, dimensions: Tensor) -> Tensor:
+            embedded = self.projection(pooled, modality) if self.projection else pooled
+            return mean_of_dimensions(embedded, dimensions, centre, scale)
+
+        return {name: partial(score, dimensions=dimensions) for name, dimensions in self.sets.items()}
 
 
-def add_dimensions(report: Report, subject: Subject) -> None:
+def add_dimensions(report: Report, subject: Subject, title: str) -> None:
     """Histogram of the dimensions' alignment, and their t-SNE."""
-    pooled = subject.tokens.pooled()
-    optical, sar = pooled["optical"], pooled["sar"]
-    sets, alignment = split_dimensions(optical, sar), dimension_alignment(optical, sar)
-    report.section("Dimensions one by one")
+    optical, sar = subject.both()
+    alignment = dimension_alignment(optical, sar)
+    report.section(title)
     with drawing(height=3.0) as (figure, axes):
-        draw_alignment_histogram(axes[0], alignment, sets)
+        draw_alignment_histogram(axes[0], alignment, subject.sets)
     aligned = float((alignment < 0.25).double().mean())
+    means = ", ".join(f"{name} {float(alignment[subject.sets[name]].mean()):.2f}" for name in SETS)
     report.figure(
         figure,
         "Each dimension's correlation between the two sides of the pairs. Left: it says the same of both "
-        "images; at the dotted line it says nothing of the other one. Blue is the better aligned half.",
+        f"images; at the dotted line it says nothing of the other one. {subject.words} Means: {means}.",
         alt=f"{aligned:.0%} of the dimensions correlate above one half between the modalities",
     )
+    kept = evenly(len(alignment), MOST_DIMENSIONS)
+    places = {name: torch.isin(kept, subject.sets[name]).nonzero().flatten() for name in SETS}
     with drawing(height=4.2) as (figure, axes):
-        draw_dimension_map(axes[0], map_dimensions(optical, sar), sets)
+        draw_dimension_map(axes[0], map_dimensions(optical[:, kept], sar[:, kept]), places)
+    drawn = f", {len(kept)} of {len(alignment)}" if len(kept) < len(alignment) else ""
     report.figure(
         figure,
-        "t-SNE in which a point is a dimension, described by its values over the pairs. A circle and a cross "
-        "in one place: a dimension both modalities share.",
+        f"t-SNE in which a point is a dimension{drawn}, described by its values over the pairs. A circle and "
+        "a cross in one place: a dimension both modalities share.",
         alt="Map of the dimensions of both modalities",
     )
 
 
-def add_saliency(report: Report, subject: Subject) -> None:
-    """Overlap of the Grad-CAM maps of both modalities."""
-    batch = first_pairs(subject.batch, MOST_PAIRS)
-    report.section("Where the features come from")
-    overlaps: dict[str, Tensor] = {}
-    maps: dict[tuple[str, str], Tensor] = {}
-    for modality in MODALITY_NAMES:
-        for name, score in subject.scores(modality).items():
-            maps[name, modality] = grad_cam(subject.encoder, batch.normalised(modality), modality, score)
-    for name in SETS:
-        overlaps[name] = overlap(*(maps[name, modality] for modality in MODALITY_NAMES))
+def add_saliency(report: Report, subject: Subject, title: str) -> None:
+    """Overlap of the Grad-CAM maps of both modalities, beside that of images that are no pairs."""
+    subject.need_both()
+    batch = subject.unspent(MOST_PAIRS)
+    maps = {
+        (name, modality): grad_cam(
+            subject.encoder,
+            batch.normalised(modality),
+            modality,
+            score,
+            centre=subject.tokens[modality].mean(dim=0),
+        )
+        for modality in MODALITY_NAMES
+        for name, score in subject.scores(modality).items()
+    }
+    report.section(title)
+    means = []
     with drawing(height=2.9) as (figure, axes):
         for name in SETS:
-            axes[0].hist(
-                overlaps[name].numpy(), bins=20, range=(0, 1), alpha=0.6, color=SET_COLOURS[name], label=name
+            optical, sar = maps[name, "optical"], maps[name, "sar"]
+            matched, shuffled = overlap(optical, sar), overlap(optical, sar.roll(1, dims=0))
+            style: dict[str, Any] = {"bins": 20, "range": (0, 1), "color": SET_COLOURS[name]}
+            axes[0].hist(matched.numpy(), alpha=0.6, label=name, **style)
+            axes[0].hist(shuffled.numpy(), histtype="step", linestyle=":", label=f"{name}, shuffled", **style)
+            means.append(
+                f"{name} {float(matched.mean()):.2f}, shuffled {float(shuffled.mean()):.2f}, "
+                f"{empty_share(optical, sar):.0%} of the maps empty"
             )
         axes[0].set_xlabel("overlap of the optical and the SAR map")
         axes[0].set_ylabel("pairs")
         axes[0].legend()
-    means = ", ".join(f"{name} {float(overlaps[name].mean()):.2f}" for name in SETS)
+    summary = "; ".join(means)
     report.figure(
         figure,
-        "Grad-CAM of the better aligned half of the dimensions (common) and of the other (unique), for each "
-        f"modality; overlap is the cosine of the two maps, 0 elsewhere, 1 the same place. Means: {means}.",
-        alt=f"Histogram of the overlap; means {means}",
+        "Grad-CAM of the mean of each set of dimensions, each modality's mean activation at each place taken "
+        f"away first. {subject.words} Overlap is the cosine of the two maps, 0 elsewhere, 1 the "
+        f"same place; shuffled: with the SAR map of another place, what chance gives. Means: {summary}.",
+        alt=f"Histogram of the overlap; means {summary}",
     )
     _overlay(
         report, batch, {name: maps["common", name] for name in MODALITY_NAMES}, "Grad-CAM, common dimensions"
     )
 
 
-def add_bands(report: Report, subject: Subject) -> None:
+def add_bands(report: Report, subject: Subject, title: str) -> None:
     """Importance of each input band by integrated gradients."""
-    batch = first_pairs(subject.batch, MOST_PAIRS // 4)
-    report.section("Which bands the features come from")
+    batch = subject.unspent(MOST_PAIRS // 4)
     rows = []
-    for modality in MODALITY_NAMES:
+    for modality in subject.modalities:
         images = batch.normalised(modality)
         shares = {
             name: band_importance(subject.encoder, images, modality, score).mean(0)
             for name, score in subject.scores(modality).items()
         }
         for band in range(images.shape[1]):
-            cells = [f"{100 * float(shares[name][band]):.1f}%" for name in SETS]
+            cells = [f"{100 * float(shares[name][band]):.1f}%" for name in subject.sets]
             rows.append([f"{display(modality)} {band + 1}", *cells])
+    report.section(title)
     report.table(
-        ["band", *SETS],
+        ["band", *subject.sets],
         rows,
         "Share of each band in the absolute integrated gradients from the mean image, over "
-        f"{len(batch)} pairs, for the better aligned half of the dimensions and the other.",
+        f"{len(batch)} pairs, of the mean of each set of dimensions. {subject.words}",
     )
 
 
-def add_attention(report: Report, subject: Subject) -> None:
+def add_attention(report: Report, subject: Subject, title: str) -> None:
     """Attention maps of the last layer."""
-    batch = first_pairs(subject.batch, SHOWN_PAIRS)
-    report.section("What the last layer attends to")
+    batch = take_pairs(subject.batch, slice(SHOWN_PAIRS))
     maps = {
-        name: attention_received(subject.encoder, batch.normalised(name), name) for name in MODALITY_NAMES
+        name: attention_received(subject.encoder, batch.normalised(name), name) for name in subject.modalities
     }
+    report.section(title)
     _overlay(report, batch, maps, "Attention each patch receives, mean over heads and tokens")
 
 
-def add_correspondence(report: Report, subject: Subject) -> None:
+def add_correspondence(report: Report, subject: Subject, title: str) -> None:
     """Patches of one modality that find their partners in the other."""
-    tokens = {"optical": subject.tokens.optical, "sar": subject.tokens.sar}
-    # Each modality's mean token is taken away first: it says which modality, not which place.
-    tokens = {name: values - values.mean(dim=(0, 1)) for name, values in tokens.items()}
+    subject.need_both()
+    tokens = {name: without_place(values) for name, values in subject.tokens.items()}
     found, chance = found_in_place(tokens["optical"], tokens["sar"])
-    report.section("Feature correspondence")
+    report.section(title)
     pictures = {name: shown(subject.batch.unit(name)) for name in MODALITY_NAMES}
     with drawing(SHOWN_PAIRS, 2, height=3.4 * SHOWN_PAIRS, width=7.0) as (figure, axes):
         for row in range(SHOWN_PAIRS):
@@ -161,32 +230,46 @@ def add_correspondence(report: Report, subject: Subject) -> None:
     report.figure(
         figure,
         "Lines join the twelve most similar pairs of patches that are each other's nearest in the other "
-        f"modality's image. Over {len(subject.batch)} pairs, {found:.1%} of the optical patches find a SAR "
-        f"patch at most one patch from their own place; drawing at random would give {chance:.1%}.",
-        alt=f"Matches between optical and SAR patches; {found:.1%} in place",
+        "modality's image, each modality's mean at each place taken away first. Over "
+        f"{len(subject.batch)} pairs, {found:.1%} of the optical patches find a SAR patch at most one patch "
+        f"from their own place; in the SAR image of another place, {chance:.1%} do.",
+        alt=f"Matches between optical and SAR patches; {found:.1%} in place, {chance:.1%} by chance",
     )
 
 
-EXPLANATIONS: Mapping[str, Callable[[Report, Subject], None]] = {
-    "dimensions": add_dimensions,
-    "saliency": add_saliency,
-    "bands": add_bands,
-    "attention": add_attention,
-    "correspondence": add_correspondence,
+EXPLANATIONS: Mapping[str, tuple[str, Callable[[Report, Subject, str], None]]] = {
+    "dimensions": ("Dimensions one by one", add_dimensions),
+    "saliency": ("Where the features come from", add_saliency),
+    "bands": ("Which bands the features come from", add_bands),
+    "attention": ("What the last layer attends to", add_attention),
+    "correspondence": ("Feature correspondence", add_correspondence),
 }
 
 
 def explain(report: Report, subject: Subject, names: Sequence[str]) -> None:
     """Adds the sections asked for, in their own order.
 
+    Args:
+        report: What they are added to.
+        subject: What they are about.
+        names: Of ``EXPLANATIONS``, or ``ALL``: then a section that asks for what the encoder lacks says so
+            instead.
+
     Raises:
-        ValueError: The encoder lacks what a section needs, or there are too few pairs to show.
+        ValueError: There are too few pairs to show.
+        NotInThisEncoder: The encoder lacks what a section asked for by name needs.
     """
-    if names and len(subject.batch) < SHOWN_PAIRS:
-        raise ValueError(f"--explain needs at least {SHOWN_PAIRS} pairs, the index gave {len(subject.batch)}")
-    for name, add in EXPLANATIONS.items():
-        if name in names:
-            add(report, subject)
+    if names and len(subject.batch) < LEAST_PAIRS:
+        raise ValueError(f"--explain needs at least {LEAST_PAIRS} pairs, the index gave {len(subject.batch)}")
+    for name, (title, add) in EXPLANATIONS.items():
+        if name not in names and ALL not in names:
+            continue
+        try:
+            add(report, subject, title)
+        except NotInThisEncoder as error:
+            if name in names:
+                raise
+            report.section(title, f"Not drawn: {error}.")
 
 
 def shown(images: Tensor) -> np.ndarray:
@@ -196,10 +279,11 @@ def shown(images: Tensor) -> np.ndarray:
 
 
 def _overlay(report: Report, batch: Batch, maps: Mapping[str, Tensor], title: str) -> None:
-    with drawing(SHOWN_PAIRS, 4, height=2.3 * SHOWN_PAIRS) as (figure, axes):
-        for row in range(SHOWN_PAIRS):
-            for place, name in enumerate(MODALITY_NAMES):
-                plain, coloured = axes[4 * row + 2 * place : 4 * row + 2 * place + 2]
+    rows, columns = min(SHOWN_PAIRS, len(batch)), 2 * len(maps)
+    with drawing(rows, columns, height=2.3 * rows) as (figure, axes):
+        for row in range(rows):
+            for place, name in enumerate(maps):
+                plain, coloured = axes[columns * row + 2 * place : columns * row + 2 * place + 2]
                 picture = shown(batch.unit(name)[row : row + 1])[0]
                 side = round(maps[name].shape[1] ** 0.5)
                 small = maps[name][row].view(1, 1, side, side)
@@ -212,7 +296,8 @@ def _overlay(report: Report, batch: Batch, maps: Mapping[str, Tensor], title: st
                 coloured.imshow(large.detach().numpy(), cmap="magma", alpha=0.55)
                 if row == 0:
                     plain.set_title(display(name))
-    report.figure(figure, f"{title}; bright is more. The same places for both modalities.", alt=title)
+    same = " The same places for both modalities." if len(maps) > 1 else ""
+    report.figure(figure, f"{title}; bright is more.{same}", alt=title)
 
 
 def _draw_matches(
@@ -238,11 +323,52 @@ def _draw_matches(
         right.add_artist(line)
 
 
-def as_subject(encoder: Any, batch: Batch, tokens: PairTokens) -> Subject:
-    """A subject whose encoder is frozen and in eval mode."""
+def as_subject(
+    encoder: Any, batch: Batch, tokens: Mapping[str, Tensor], projection: Projection | None = None
+) -> Subject:
+    """A subject whose encoder is frozen and in eval mode.
+
+    The sets of dimensions are those the method trained; where it trained none, the first half of the pairs
+    chooses them. They cannot be chosen on the pairs they are shown on: sorted by their own alignment, the
+    dimensions of any encoder fall apart into two sets.
+
+    Args:
+        encoder: With ``forward`` to tokens and ``pooled``.
+        batch: Pairs.
+        tokens: Of the pairs, (B, N, D) by modality.
+        projection: What the run's method compares modalities by.
+    """
     encoder.eval().requires_grad_(False)
-    # Tensors made in inference mode cannot take part in gradients; copies of them can.
-    copied = PairTokens(
-        optical=tokens.optical.clone(), sar=tokens.sar.clone(), similarity=tokens.similarity.clone()
+    features = {name: values.mean(dim=1) for name, values in tokens.items()}
+    if projection:
+        features = {name: projection(values, name) for name, values in features.items()}
+    sets, words, spent = _sets_of(features, projection)
+    return Subject(
+        encoder=encoder,
+        batch=batch,
+        tokens=tokens,
+        projection=projection,
+        features=features,
+        sets=sets,
+        words=words,
+        spent=spent,
     )
-    return Subject(encoder=encoder, batch=batch, tokens=copied)
+
+
+def _sets_of(
+    features: Mapping[str, Tensor], projection: Projection | None
+) -> tuple[dict[str, Tensor], str, int]:
+    count, width = next(iter(features.values())).shape
+    of = "projected dimensions" if projection else "dimensions"
+    if len(features) < len(MODALITY_NAMES):
+        return {ALL: torch.arange(width)}, f"All {of}: with one modality nothing tells them apart.", 0
+    if projection and projection.common_share is not None:
+        common = round(projection.common_share * width)
+        if 0 < common < width:
+            numbers = torch.arange(width)
+            words = f"Common: the first {common} of {width} {of}, which training aligned; unique: the others."
+            return {"common": numbers[:common], "unique": numbers[common:]}, words, 0
+    spent = count // 2
+    sets = split_dimensions(features["optical"][:spent], features["sar"][:spent])
+    words = f"Common: the half of the {of} that {spent} other pairs align better; unique: the other half."
+    return sets, words, spent

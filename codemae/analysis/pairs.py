@@ -1,5 +1,6 @@
 """Whole pairs of an index as one batch, and what an encoder makes of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,29 +68,61 @@ class PairTokens:
         return {"optical": self.optical.mean(dim=1), "sar": self.sar.mean(dim=1)}
 
 
-@torch.inference_mode()
-def encode_pairs(encoder: nn.Module, batch: Batch, *, chunk: int = 16) -> PairTokens:
-    """Encodes both sides of each pair with the encoder in eval mode, ``chunk`` pairs at a time."""
+def modalities_of(encoder: nn.Module) -> tuple[str, ...]:
+    """The sides of a pair that an encoder takes."""
+    known = getattr(encoder, "modalities", MODALITY_NAMES)
+    return tuple(name for name in MODALITY_NAMES if name in known)
+
+
+@torch.no_grad()
+def encode_sides(encoder: nn.Module, batch: Batch, *, chunk: int = 16) -> dict[str, Tensor]:
+    """Tokens (B, N, D) of each side the encoder takes, in eval mode, ``chunk`` images at a time."""
     training = encoder.training
     encoder.eval()
     device = next(encoder.parameters()).device
-    tokens: dict[str, list[Tensor]] = {name: [] for name in MODALITY_NAMES}
-    for name in MODALITY_NAMES:
-        for images in batch.normalised(name).split(chunk):
-            tokens[name].append(encoder(images.to(device), name).float().cpu())
+    tokens = {
+        name: torch.cat(
+            [encoder(images.to(device), name).float().cpu() for images in batch.normalised(name).split(chunk)]
+        )
+        for name in modalities_of(encoder)
+    }
     encoder.train(training)
-    optical, sar = (torch.cat(tokens[name]) for name in MODALITY_NAMES)
-    side = batch.images["optical"].shape[-1]
-    patch = side // round(optical.shape[1] ** 0.5)
+    return tokens
+
+
+def encode_pairs(encoder: nn.Module, batch: Batch, *, chunk: int = 16) -> PairTokens:
+    """Encodes both sides of each pair with the encoder in eval mode, ``chunk`` pairs at a time.
+
+    Raises:
+        ValueError: The encoder takes one side only.
+    """
+    return pair_tokens(encode_sides(encoder, batch, chunk=chunk), batch)
+
+
+def pair_tokens(sides: Mapping[str, Tensor], batch: Batch) -> PairTokens:
+    """The tokens of both sides with the similarity of the images.
+
+    Args:
+        sides: (B, N, D) by modality, N a square grid.
+        batch: What was encoded.
+
+    Raises:
+        ValueError: One side is missing.
+    """
+    missing = [name for name in MODALITY_NAMES if name not in sides]
+    if missing:
+        raise ValueError(f"pairs have two sides, but the encoder takes no {' and no '.join(missing)} images")
+    optical, sar = (sides[name] for name in MODALITY_NAMES)
+    patch = batch.images["optical"].shape[-1] // round(optical.shape[1] ** 0.5)
     similarity = patch_similarity(batch.unit("optical"), batch.unit("sar"), patch)
     return PairTokens(optical=optical, sar=sar, similarity=similarity)
 
 
-def first_pairs(batch: Batch, count: int) -> Batch:
-    """The first ``count`` samples of a batch."""
+def take_pairs(batch: Batch, part: slice) -> Batch:
+    """A run of a batch's samples."""
 
     def cut(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor[:count] for name, tensor in tensors.items()}
+        return {name: tensor[part] for name, tensor in tensors.items()}
 
     return replace(
         batch,
@@ -97,7 +130,7 @@ def first_pairs(batch: Batch, count: int) -> Batch:
         mean=cut(batch.mean),
         std=cut(batch.std),
         rows=cut(batch.rows),
-        mask_noise=batch.mask_noise[:count],
+        mask_noise=batch.mask_noise[part],
         crops=cut(batch.crops),
         source_sizes=cut(batch.source_sizes),
     )

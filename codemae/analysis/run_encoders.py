@@ -10,6 +10,10 @@ from codemae.models.factory import load_encoder
 ENCODER_FILE = "encoder.safetensors"
 
 
+class NotInThisEncoder(ValueError):
+    """An analysis needs what an encoder lacks: an attention layer, a modality."""
+
+
 class EncoderPair(nn.Module):
     """One encoder a modality behind the interface of a single one.
 
