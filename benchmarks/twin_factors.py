@@ -6,7 +6,8 @@ Writes a synthetic twin, pretrains every method on it for the same number of ope
 and reads the factors out of the frozen features of each modality: those both images show, and those only one
 of them shows. A method that pulls the modalities together is expected to keep the first and to lose the
 second. Figures are mean and deviation over seeds; the random weights are of the first method's encoder. The
-same command goes on with a killed queue; ``--table`` runs nothing. The last line is one JSON object.
+last row says how much the true ground tells of the densities. The same command goes on with a killed queue;
+``--table`` runs nothing. The last line is one JSON object.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 import equal_cost
 import torch
 
-from codemae.analysis.factors import factor_scores
+from codemae.analysis.factors import factor_scores, scene_ceiling
 from codemae.analysis.pairs import whole_views
 from codemae.analysis.run_encoders import encoder_files
 from codemae.data.dataset import Draw, PairDataset
@@ -32,6 +33,7 @@ from codemae.evaluation.tables import as_table
 from codemae.modality import MODALITY_NAMES
 from codemae.models.factory import load_encoder
 
+CEILING = "what the ground tells"
 METHOD_CONFIGS = (
     *equal_cost.METHOD_CONFIGS,
     "ablations/tiny_without_okd",
@@ -74,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if files:
                 scores[label] = [json.loads(file.read_text()) for file in files]
     result = {name: means(runs) for name, runs in scores.items()}
+    if (Path(args.index) / "index.parquet").exists():
+        ceiling = scene_ceiling(args.index, "test", args.size)
+        known = {name: {"values": [score], "mean": score, "std": 0.0} for name, score in ceiling.items()}
+        result[CEILING] = dict.fromkeys(MODALITY_NAMES, known)
     print(table(result))
     (args.out / "table.md").write_text(table(result) + "\n")
     print(json.dumps(result))
@@ -156,7 +162,7 @@ def table(result: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -
     head = ["method", *(f"{name} ({modality})" for name, modality in columns)]
     lines = [head]
     for method, scores in result.items():
-        known = [scores[modality][name] if modality in scores else None for name, modality in columns]
+        known = [scores.get(modality, {}).get(name) for name, modality in columns]
         lines.append([method, *(equal_cost.figure(values, digits=0, scale=100) for values in known)])
     return as_table(lines, markdown=True)
 

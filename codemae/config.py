@@ -99,7 +99,7 @@ def read_yaml(path: str | Path) -> Tree:
     """Reads a YAML file and those it names as ``base``, merged.
 
     Raises:
-        ConfigError: It is missing, is no mapping, is not YAML, or is its own base.
+        ConfigError: It is missing, is no mapping, is not YAML, holds a key twice, or is its own base.
     """
     merged: Tree = {}
     for _, tree in _read_chain(Path(path), ()):
@@ -114,8 +114,27 @@ def diff_configs(a: Tree, b: Tree) -> list[tuple[str, Any, Any]]:
     return [(key, flat_a.get(key), flat_b.get(key)) for key in keys if flat_a.get(key) != flat_b.get(key)]
 
 
+class _RepeatedKeyError(yaml.YAMLError):
+    """A mapping holds a key twice; YAML forbids it, PyYAML keeps the last."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: 1e-4 is a float."""
+    """YAML 1.2 numbers: 1e-4 is a float. A key stands once in its mapping."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                where = sorted({lines[key.value], line})
+                raise _RepeatedKeyError(
+                    f"has the key {key.value!r} twice (line {' and line '.join(map(str, where))}); keep one"
+                )
+            lines[key.value] = line
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -157,6 +176,8 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> list[tuple[str, Tree]]:
         raise ConfigError(f"no config file at {path}")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except _RepeatedKeyError as error:
+        raise ConfigError(f"{path} {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):

@@ -64,16 +64,29 @@ _DROPPED_FROM_METHOD = {
     "target filters": r"feature\..+",
 }
 # Authors' key prefix -> ours, for everything of a CoDe-MAE that is not encoder.
-_METHOD_PREFIXES = {
+_SHARED_DECODER_PREFIXES = {
     "mask_token": "decoders.0.mask_token",
     "decoder_blocks.": "decoders.0.blocks.",
     "decoder_norm.": "decoders.0.norm.",
     "decoder_pred.": "decoders.0.pred.",
+    "decoder_embed.": "decoder_embed.levels.",
+}
+_SEPARATE_DECODER_PREFIXES = {
+    theirs: ours
+    for number, (modality, suffix) in enumerate(_MODALITY_SUFFIX.items())
+    for theirs, ours in {
+        f"mask_token_{suffix}": f"decoders.{number}.mask_token",
+        f"decoder_blocks_{suffix}.": f"decoders.{number}.blocks.",
+        f"decoder_norm_{suffix}.": f"decoders.{number}.norm.",
+        f"decoder_pred_{suffix}.": f"decoders.{number}.pred.",
+        f"decoder_embed_{suffix}.": f"decoder_embed.{modality}.levels.",
+    }.items()
+}
+_METHOD_PREFIXES = {
     "mask_token_cross": "cross_decoder.mask_token",
     "decoder_blocks_cross.": "cross_decoder.blocks.",
     "decoder_norm_cross.": "cross_decoder.norm.",
     "decoder_pred_cross.": "cross_decoder.pred.",
-    "decoder_embed.": "decoder_embed.levels.",
     "norm.": "okd_heads.fused.norm.",
     "lm_head.": "okd_heads.fused.proj.",
     "cls_pt_layers.": "okd_heads.auxiliary.blocks.",
@@ -232,20 +245,30 @@ def to_encoder(
 def to_method(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
     """A released CoDe-MAE, decoders and heads included, under the names of our CoDeMAE.
 
-    Fits the ``official`` preset with the same losses switched on; load it strictly.
+    Fits the ``official`` preset with the same losses switched on, and ``decoder.shared`` false where the file
+    has decoders of their own for each modality; load it strictly.
 
     Raises:
-        WeightsError: Another layout, an unknown key, or decoders that are not shared.
+        WeightsError: Another layout, an unknown key, decoders of one modality alone, or cross decoders that
+            are not shared.
     """
     source = detect_format(state)
     if source != "codemae":
         raise WeightsError(f"only a released CoDe-MAE holds a whole method; this is {source}, use to_encoder")
-    if separate := [
-        key for key in state if re.match(r"(mask_token|decoder_\w+?)(_cross)?_(rgb|sar)(\.|$)", key)
-    ]:
+    separate = {
+        (found[2], found[3]): key
+        for key in state
+        if (found := re.match(r"(mask_token|decoder_\w+?)(_cross)?_(rgb|sar)(\.|$)", key))
+    }
+    if cross := [key for (part, _), key in separate.items() if part]:
         raise WeightsError(
-            "this CoDe-MAE has decoder embeddings of their own for each modality, which ours shares "
-            f"({separate[0]}, ...); load its encoder alone with to_encoder"
+            "this CoDe-MAE has cross decoders of their own for each modality, which ours shares "
+            f"({cross[0]}, ...); load its encoder alone with to_encoder"
+        )
+    if len(separate) == 1:
+        raise WeightsError(
+            "this CoDe-MAE has decoder embeddings of their own for one modality alone "
+            f"({', '.join(separate.values())}, ...); load its encoder alone with to_encoder"
         )
     report = Report(source=source)
     renamed = {}
@@ -421,7 +444,8 @@ def _refuse_unknown(state: Mapping[str, Tensor], report: Report) -> None:
 
 
 def _method_name(key: str) -> str | None:
-    for theirs, ours in _METHOD_PREFIXES.items():
+    tables = _METHOD_PREFIXES | _SHARED_DECODER_PREFIXES | _SEPARATE_DECODER_PREFIXES
+    for theirs, ours in tables.items():
         if key == theirs or (theirs.endswith(".") and key.startswith(theirs)):
             return ours + key.removeprefix(theirs)
     return None
@@ -430,8 +454,10 @@ def _method_name(key: str) -> str | None:
 def _exported_method(outside: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
     width = outside["decoders.0.mask_token"].shape[-1]
     exported = {"decoder_pos_embed": sincos_positions(width, grid)}
+    shared = "decoders.1.mask_token" not in outside
+    tables = _METHOD_PREFIXES | (_SHARED_DECODER_PREFIXES if shared else _SEPARATE_DECODER_PREFIXES)
     for key, value in outside.items():
-        for theirs, ours in _METHOD_PREFIXES.items():
+        for theirs, ours in tables.items():
             if key == ours or (ours.endswith(".") and key.startswith(ours)):
                 exported[theirs + key.removeprefix(ours)] = value
                 break

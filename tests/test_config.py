@@ -151,6 +151,28 @@ def test_a_file_that_is_no_config_is_refused(capsys, tmp_path, text, reason):
     assert reason in refused(capsys, *GOOD, "--config", str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("optim:\n  lr: 1.0\n  epochs: 2\n  lr: 2.0\n", "has the key 'lr' twice (line 2 and line 4)"),
+        ("method: {brush: 1, brush: 1}\n", "has the key 'brush' twice (line 1)"),
+        ("output_dir: a\n'output_dir': b\n", "has the key 'output_dir' twice (line 1 and line 2)"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(capsys, tmp_path, text, reason):
+    path, child = tmp_path / "run.yaml", tmp_path / "child.yaml"
+    path.write_text(text)
+    child.write_text("base: run.yaml\n")
+    for file in (path, child):
+        assert f"{path} {reason}; keep one" in refused(capsys, *GOOD, "--config", str(file))
+
+
+def test_a_key_may_stand_in_several_mappings_and_override_a_merged_one(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
+    assert read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}}
+
+
 def test_required_keys_are_required(capsys):
     assert "output_dir" in refused(capsys, "--method", "painter")
     assert "method.name is missing" in refused(capsys, "--output_dir", "x")

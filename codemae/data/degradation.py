@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,13 +25,16 @@ def grayscale(images: Tensor) -> Tensor:
 
 
 def median_blur(images: Tensor, size: int = 5) -> Tensor:
-    """Median over a size x size window, reflected at borders: (B, C, H, W) -> the same."""
+    """Median over a size x size window, reflected at borders: (B, C, H, W) -> the same.
+
+    Differs from the authors' code: kornia's filter there sees zeros beyond the border.
+    """
     pad = size // 2
     windows = F.pad(images, (pad,) * 4, mode="reflect").unfold(2, size, 1).unfold(3, size, 1)
     return windows.flatten(4).median(dim=4).values
 
 
-def average_pool(images: Tensor, size: int = 4) -> Tensor:
+def average_pool(images: Tensor, size: int) -> Tensor:
     """Mean of each size x size block, put back in all its pixels: (B, C, H, W) -> the same."""
     pooled = F.avg_pool2d(images, size)
     return pooled.repeat_interleave(size, dim=2).repeat_interleave(size, dim=3)
@@ -44,6 +48,10 @@ def histogram_of_gradients(images: Tensor) -> Tensor:
 
     Returns:
         (B, 9, H / 8, W / 8).
+
+    Differs from the authors' code: gradients are Sobel's there, votes are weighted by a Gaussian window (16
+    px, deviation 8) tiled over the image, histograms are not normalised, and the cells are interpolated to a
+    dense map of the image's size: a patch of 16 px has 2304 values there, 36 here.
     """
     gray = grayscale(images)
     padded = F.pad(gray, (1, 1, 1, 1), mode="reflect")
@@ -59,9 +67,9 @@ def histogram_of_gradients(images: Tensor) -> Tensor:
 def multi_scale_gradient(images: Tensor) -> Tensor:
     """Ratio gradients of the gray image at three scales, robust to multiplicative speckle.
 
-    At radius r a pixel is compared with the box means of the two opposite halves of its window, left and
-    right, above and below: |log((a + 0.01) / (b + 0.01))| in both directions, joined as a magnitude. Borders
-    are reflected.
+    At radius r the box means of the two opposite halves of a pixel's window are compared, left and right,
+    above and below: log((a + 0.01) / (b + 0.01)) in both directions, joined as a magnitude. A half has r + 1
+    lines: the one through the pixel belongs to both. Borders are reflected.
 
     Returns:
         (B, 3, H, W), one channel per radius of 9, 13, 17.
@@ -75,9 +83,9 @@ def multi_scale_gradient(images: Tensor) -> Tensor:
 def _ratio_gradient(gray: Tensor, radius: int) -> Tensor:
     size, eps = 2 * radius + 1, 1e-2
     padded = F.pad(gray, (radius,) * 4, mode="reflect")
-    ones = gray.new_ones(1, 1, size, radius)
-    gap = gray.new_zeros(1, 1, size, radius + 1)
-    left = torch.cat([ones, gap], dim=3) / ones.numel()
+    half = gray.new_ones(1, 1, size, radius + 1)
+    rest = gray.new_zeros(1, 1, size, radius)
+    left = torch.cat([half, rest], dim=3) / half.numel()
     kernels = torch.cat([left, left.flip(3), left.transpose(2, 3), left.transpose(2, 3).flip(2)])
     means = F.conv2d(padded, kernels) + eps
     horizontal = torch.log(means[:, 0:1] / means[:, 1:2])
@@ -85,26 +93,23 @@ def _ratio_gradient(gray: Tensor, radius: int) -> Tensor:
     return torch.sqrt(horizontal.square() + vertical.square() + 1e-12)
 
 
-_MAPS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
-    "rgb": (lambda images: images.expand(-1, 3, -1, -1), 1),
-    "gray": (grayscale, 1),
-    "median": (lambda images: median_blur(images.expand(-1, 3, -1, -1)), 1),
-    "avg_pool": (lambda images: average_pool(images.expand(-1, 3, -1, -1)), 1),
-    "hog": (histogram_of_gradients, HOG_CELL),
-    "mgf": (multi_scale_gradient, 1),
-}
+_CELLS = {"hog": HOG_CELL}
 _CHANNELS = {"rgb": 3, "gray": 1, "median": 3, "avg_pool": 3, "hog": HOG_BINS, "mgf": len(MGF_RADII)}
 USES_UNNORMALISED = ("hog", "mgf")
 """Degradations taken of the [0, 1] image whatever the config says: they need non-negative intensities."""
+KEEPS_COLOUR = ("rgb", "median", "avg_pool")
+"""Degradations with three channels, of images with one or three; the others make one gray image of any."""
 
 
-def degraded_patches(images: Tensor, kind: Degradation, patch_size: int) -> Tensor:
+def degraded_patches(images: Tensor, kind: Degradation, patch_size: int, pool_size: int = 16) -> Tensor:
     """Degrades images and cuts the result along the encoder's patches.
 
     Args:
-        images: (B, C, H, W), C of 1 or 3; a single channel is repeated where the kind has three.
+        images: (B, C, H, W); a single channel is repeated for the kinds of ``KEEPS_COLOUR``, which take no
+            other C than 1 and 3.
         kind: The degradation.
         patch_size: P.
+        pool_size: Side of the blocks of ``avg_pool``, a divisor of both sides.
 
     Returns:
         (B, N, ``degraded_patch_dim``).
@@ -112,13 +117,24 @@ def degraded_patches(images: Tensor, kind: Degradation, patch_size: int) -> Tens
     Raises:
         KeyError: Unknown kind.
     """
-    if kind not in _MAPS:
-        raise KeyError(f"unknown degradation {kind!r}; known: {', '.join(_MAPS)}")
-    function, cell = _MAPS[kind]
-    side = patch_size // cell
-    return rearrange(function(images.float()), "b c (h p) (w q) -> b (h w) (p q c)", p=side, q=side)
+    if kind not in _CHANNELS:
+        raise KeyError(f"unknown degradation {kind!r}; known: {', '.join(_CHANNELS)}")
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "gray": grayscale,
+        "median": median_blur,
+        "avg_pool": partial(average_pool, size=pool_size),
+        "hog": histogram_of_gradients,
+        "mgf": multi_scale_gradient,
+    }
+    degraded = images.float()
+    if kind in KEEPS_COLOUR:
+        degraded = degraded.expand(-1, 3, -1, -1)
+    if kind in functions:
+        degraded = functions[kind](degraded)
+    side = patch_size // _CELLS.get(kind, 1)
+    return rearrange(degraded, "b c (h p) (w q) -> b (h w) (p q c)", p=side, q=side)
 
 
 def degraded_patch_dim(kind: Degradation, patch_size: int) -> int:
     """Values a degraded patch has."""
-    return _CHANNELS[kind] * (patch_size // _MAPS[kind][1]) ** 2
+    return _CHANNELS[kind] * (patch_size // _CELLS.get(kind, 1)) ** 2

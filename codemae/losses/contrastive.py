@@ -21,14 +21,15 @@ def symmetric_info_nce(
         first: (B, D), this rank's samples.
         second: (B, D), in the same order.
         temperature: t.
-        gather_gradient: Whether gradients flow into negatives of other ranks.
+        gather_gradient: Whether gradients flow into the gathered embeddings, the keys.
 
     Returns:
         A scalar in float32: the mean over this rank's samples. DDP's average over ranks is the loss above.
 
-    Distributed: negatives come from all ranks. With ``gather_gradient`` the averaged gradient equals that of
-    one process holding the whole batch; without, other ranks' embeddings count as constants, as in the
-    authors' code, and the gradient is smaller.
+    Distributed: keys come from all ranks. With ``gather_gradient`` the averaged gradient equals that of one
+    process holding the whole batch. Without, as in the authors' code, every key is a constant, this rank's
+    own and so the positive too: an embedding learns as a query alone, from about half the gradient. A single
+    process gathers nothing, there and here, and has the whole gradient either way.
 
     Differs from the paper: Eq. 4 does not show the one half of the symmetric mean; the authors' code has it.
 
@@ -107,7 +108,7 @@ def nt_xent(
         first: (B, D), this rank's samples.
         second: (B, D), in the same order.
         temperature: t.
-        gather_gradient: Whether gradients flow into negatives of other ranks.
+        gather_gradient: Whether gradients flow into the gathered embeddings, as in ``symmetric_info_nce``.
 
     Returns:
         A scalar in float32: the mean over this rank's samples; DDP's average over ranks is the loss above.
@@ -126,11 +127,7 @@ def nt_xent(
 
 
 def _all_ranks(embeddings: Tensor, differentiable: bool) -> Tensor:
+    # A single process keeps its gradient even where gathering would stop it, as in the authors' code.
     if distributed.world_size() == 1:
         return embeddings
-    if differentiable:
-        return distributed.all_gather(embeddings, differentiable=True)
-    gathered = distributed.all_gather(embeddings, differentiable=False)
-    # This rank's own rows keep their gradient, as negatives of its own samples.
-    start = distributed.rank() * len(embeddings)
-    return torch.cat([gathered[:start], embeddings, gathered[start + len(embeddings) :]])
+    return distributed.all_gather(embeddings, differentiable=differentiable)

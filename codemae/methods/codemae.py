@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from codemae.data.batch import Batch
 from codemae.data.degradation import (
+    KEEPS_COLOUR,
     USES_UNNORMALISED,
     Degradation,
     degraded_patch_dim,
@@ -27,7 +28,7 @@ from codemae.losses.reconstruction import (
     unpatchify,
     unstandardise_patches,
 )
-from codemae.methods.base import METHODS, Method, Progress
+from codemae.methods.base import METHODS, Method, Progress, check_channels
 from codemae.methods.graph import keep_in_graph
 from codemae.methods.pictures import to_picture
 from codemae.models.conditioning import ConditionedTokens, ContrastiveProjector, ContrastiveSpace
@@ -54,7 +55,11 @@ class CropConfig:
 
 @dataclass(kw_only=True)
 class DecoderConfig:
-    """The decoder; ``shared`` false gives each modality one of its own (ablation b)."""
+    """The decoder and the embedding before it; ``shared`` false gives each modality its own (ablation b).
+
+    The cross decoder of CDR serves both modalities in any case; in the authors' code it is separate too then,
+    with embeddings of its own.
+    """
 
     dim: int = 512
     depth: int = 8
@@ -105,7 +110,8 @@ class CCLConfig:
     ``input``: the encoder's tokens (paper) or the decoder-embedded ones (official). ``space``: where the loss
     is taken; the ablations' ``raw``, ``linear``, ``mlp``, or the method's ``cross_attention``, whose form the
     next fields set (paper: one head, no norm, no output projection; official: 16 heads, pre-norm, output
-    projection). ``gather_gradient``: gradients into other ranks' negatives (official: none).
+    projection). ``gather_gradient``: gradients into the embeddings gathered from all ranks, with which each
+    sample is compared (official: into none of them, the rank's own and the positive included).
     """
 
     enabled: bool = True
@@ -127,7 +133,9 @@ class CDRConfig:
 
     ``target``: what is left of the other modality to reconstruct. ``computed_from``: the [0, 1] ``image``
     (paper) or the ``standardised`` one (official); HOG and MGF always take the image. ``norm_target``:
-    standardise each target patch (official).
+    standardise each target patch (official). ``pool_size``: side of the blocks of ``avg_pool`` in pixels. The
+    patch's (official) leaves one value a channel, and with ``norm_target`` zeros of a gray patch, of a
+    coloured one only how its channels differ.
     """
 
     enabled: bool = True
@@ -135,6 +143,7 @@ class CDRConfig:
     target: Degradation = "gray"
     computed_from: Literal["image", "standardised"] = "image"
     norm_target: bool = False
+    pool_size: int = 16
 
 
 @dataclass(kw_only=True)
@@ -175,9 +184,16 @@ class CoDeMAE(Method):
 
     On unpaired batches the last two are neither computed nor returned. Reads the keys of ``CoDeMAEConfig``.
 
+    Images may have any number of bands. A shared decoder has the outputs of the modality with more; one band
+    is reconstructed as three equal ones. OKD's teacher and the cross targets ``rgb``, ``median`` and
+    ``avg_pool`` need one band or three, the others take the mean over bands.
+
     Differs from the authors' code: batches are wholly paired or unpaired over all ranks at a step, so ranks
     with unpaired data add no negatives to CCL; mask and crop belong to the sample and not to the worker; the
-    decoder predicts removed patches only. ``paper`` and ``official`` settings are configs, not code.
+    decoder predicts removed patches only; every Linear that no file fills starts from Xavier's uniform
+    weights, as in MAE, there from a truncated normal of deviation 0.02; the cross targets ``hog`` and, at
+    borders, ``median`` are others (``codemae.data.degradation``). ``paper`` and ``official`` settings are
+    configs, not code.
 
     Reference: Peng et al., "Better with Less: Tackling Heterogeneous Multi-Modal Image Joint Pretraining via
         Conditioned and Degraded Masked Autoencoder", arXiv:2604.16952.
@@ -192,6 +208,7 @@ class CoDeMAE(Method):
         if not isinstance(encoder, HiViT):
             raise ValueError(f"method.encoder.arch {encoder.arch}: CoDe-MAE masks a HiViT; name one")
         self.encoder = encoder
+        self._check_bands()
         dim, patch = self.encoder.embed_dim, self.encoder.patch_size
         grid = self.encoder.grid
         self.views = Views(
@@ -200,7 +217,11 @@ class CoDeMAE(Method):
         )
 
         level_dims = self.encoder.level_dims
-        self.decoder_embed = DecoderEmbed(level_dims, config.decoder.dim)
+        self.decoder_embed: nn.Module = (
+            DecoderEmbed(level_dims, config.decoder.dim)
+            if config.decoder.shared
+            else nn.ModuleDict({name: DecoderEmbed(level_dims, config.decoder.dim) for name in PAIR})
+        )
 
         def decoder(out_dim: int) -> Decoder:
             return Decoder(
@@ -212,9 +233,11 @@ class CoDeMAE(Method):
                 num_levels=len(level_dims),
             )
 
-        self.image_channels = 3
-        num_decoders = 1 if config.decoder.shared else len(PAIR)
-        self.decoders = nn.ModuleList(decoder(self.image_channels * patch**2) for _ in range(num_decoders))
+        self.target_channels = {name: self._target_channels(name) for name in PAIR}
+        widths = list(self.target_channels.values())
+        self.decoders = nn.ModuleList(
+            decoder(width * patch**2) for width in ([max(widths)] if config.decoder.shared else widths)
+        )
 
         self.licence_notes: list[str] = []
         if config.okd.enabled:
@@ -225,6 +248,35 @@ class CoDeMAE(Method):
             self.ccl_spaces = nn.ModuleDict({name: self._ccl_space() for name in PAIR})
         if config.cdr.enabled:
             self.cross_decoder = decoder(degraded_patch_dim(config.cdr.target, patch))
+
+    def _check_bands(self) -> None:
+        """Refuses settings that cannot be met with the images' number of bands."""
+        config, channels = self.config, self.encoder.channels
+        for name in PAIR:
+            if name not in channels:
+                raise ValueError(f"method.encoder.channels names no {name}: it needs {' and '.join(PAIR)}")
+            if channels[name] in (1, 3):
+                continue
+            given = f"and method.encoder.channels.{name} is {channels[name]}"
+            if config.okd.enabled and name in config.okd.modalities and not config.okd.teacher.vault:
+                raise ValueError(
+                    f"the teacher of method.okd sees images of 1 or 3 channels, {given}; take {name} out of "
+                    "method.okd.modalities or set method.okd.enabled=false"
+                )
+            if config.cdr.enabled and config.cdr.target in KEEPS_COLOUR:
+                raise ValueError(
+                    f"method.cdr.target {config.cdr.target} needs images of 1 or 3 channels, {given}; "
+                    "set method.cdr.target to gray, hog or mgf"
+                )
+        size, pool = config.encoder.img_size, config.cdr.pool_size
+        if config.cdr.enabled and config.cdr.target == "avg_pool" and (pool < 1 or size % pool):
+            raise ValueError(f"method.cdr.pool_size {pool}: blocks of this side do not tile {size} px")
+
+    def _target_channels(self, name: str) -> int:
+        if name == "sar" and self.config.reconstruction.sar_target == "mgf":
+            return degraded_patch_dim("mgf", 1)
+        count = self.encoder.channels[name]
+        return 3 if count == 1 else count
 
     def _okd_heads(self, dim: int) -> dict[str, nn.Module]:
         okd, width = self.config.okd, self.teacher.dim
@@ -263,7 +315,8 @@ class CoDeMAE(Method):
         return {"encoder": self.encoder}
 
     def check_index(self, index: Index) -> None:
-        """Refuses cached teacher tokens that belong to another index."""
+        """Refuses images of other channels than the encoder's, and cached tokens of another index."""
+        check_channels(index, {name: self.encoder.channels[name] for name in PAIR})
         if self.config.okd.enabled and isinstance(self.teacher, VaultTeacher):
             self.teacher.check_index(index)
 
@@ -272,7 +325,7 @@ class CoDeMAE(Method):
         images = {name: batch.normalised(name) for name in PAIR}
         masking = self.masking(batch)
         features = self.encoder.encode(images, masking.ids_keep, taps=self._taps)
-        fused = self.decoder_embed(self.encoder.level_features(features))
+        fused = self.fused_tokens(features)
 
         losses = {"reconstruction": self._reconstruction(fused, masking, images, batch)}
         if self.config.okd.enabled:
@@ -293,6 +346,15 @@ class CoDeMAE(Method):
             return random_masking(torch.cat([noise, noise]), self.config.mask_ratio)
         return random_masking(torch.cat(noise.chunk(len(PAIR), dim=1)), self.config.mask_ratio)
 
+    def fused_tokens(self, features: Features) -> Tensor:
+        """Z of both modalities, optical first: (2B, M, decoder width)."""
+        levels = self.encoder.level_features(features)
+        if not isinstance(self.decoder_embed, nn.ModuleDict):
+            fused: Tensor = self.decoder_embed(levels)
+            return fused
+        halves = zip(*(level.chunk(len(PAIR)) for level in levels), strict=True)
+        return torch.cat([self.decoder_embed[name](half) for name, half in zip(PAIR, halves, strict=True)])
+
     @property
     def _taps(self) -> tuple[int, ...]:
         okd = self.config.okd
@@ -305,22 +367,34 @@ class CoDeMAE(Method):
     def _over_modalities(self, mean_loss: Tensor) -> Tensor:
         return mean_loss * len(PAIR) if self.config.modality_reduction == "sum" else mean_loss
 
-    def _decode(self, fused: Tensor, masking: Masking) -> Tensor:
-        """Predicted removed patches of both modalities, optical first: (2B, N - M, 3 P P)."""
+    def _decode(self, fused: Tensor, masking: Masking) -> dict[str, Tensor]:
+        """Predicted removed patches of each modality: (B, N - M, P P C)."""
         if len(self.decoders) == 1:
-            return self.decoders[0](fused, masking)
-        halves = zip(self.decoders, fused.chunk(2), _halves(masking), strict=True)
-        return torch.cat([decoder(half, mask) for decoder, half, mask in halves])
+            guesses = self.decoders[0](fused, masking).chunk(2)
+        else:
+            halves = zip(self.decoders, fused.chunk(2), _halves(masking), strict=True)
+            guesses = tuple(decoder(half, mask) for decoder, half, mask in halves)
+        return {name: self._own_bands(guess, name) for name, guess in zip(PAIR, guesses, strict=True)}
 
-    def self_targets(self, images: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """What each modality reconstructs of itself, all patches: (2B, N, 3 P P), optical first."""
+    def _own_bands(self, guess: Tensor, name: str) -> Tensor:
+        """Of a shared decoder's bands the first, as many as the modality has."""
+        pixels = guess.unflatten(-1, (self.encoder.patch_size**2, -1))
+        return pixels[..., : self.target_channels[name]].flatten(-2)
+
+    def self_targets(self, images: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """What each modality reconstructs of itself, all patches: (B, N, P P C)."""
         config = self.config.reconstruction
-        sar = images["sar"].expand(-1, self.image_channels, -1, -1)
+        sources = {name: images[name] for name in PAIR}
         if config.sar_target == "multilook":
-            sar = box_mean(sar, config.sar_window)
+            sources["sar"] = box_mean(images["sar"], config.sar_window)
         elif config.sar_target == "mgf":
-            sar = multi_scale_gradient(batch.unit("sar"))
-        return torch.cat([patchify(x.float(), self.encoder.patch_size) for x in (images["optical"], sar)])
+            sources["sar"] = multi_scale_gradient(batch.unit("sar"))
+        return {
+            name: patchify(
+                source.expand(-1, self.target_channels[name], -1, -1).float(), self.encoder.patch_size
+            )
+            for name, source in sources.items()
+        }
 
     def cross_targets(self, images: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """What each modality reconstructs of the other, all patches: (2B, N, E), SAR's degradation first."""
@@ -330,15 +404,21 @@ class CoDeMAE(Method):
         if self.config.reconstruction.sar_target == "multilook":
             source["sar"] = box_mean(source["sar"], self.config.reconstruction.sar_window)
         patch = self.encoder.patch_size
-        return torch.cat([degraded_patches(source[name], cdr.target, patch) for name in reversed(PAIR)])
+        return torch.cat(
+            [degraded_patches(source[name], cdr.target, patch, cdr.pool_size) for name in reversed(PAIR)]
+        )
 
     def _reconstruction(
         self, fused: Tensor, masking: Masking, images: Mapping[str, Tensor], batch: Batch
     ) -> Tensor:
-        targets = gather_tokens(self.self_targets(images, batch), masking.ids_removed)
-        if self.config.reconstruction.norm_target:
-            targets = standardise_patches(targets)
-        return self._over_modalities(reconstruction_loss(self._decode(fused, masking), targets))
+        guesses, targets = self._decode(fused, masking), self.self_targets(images, batch)
+        losses = []
+        for name, removed in zip(PAIR, masking.ids_removed.chunk(2), strict=True):
+            target = gather_tokens(targets[name], removed)
+            if self.config.reconstruction.norm_target:
+                target = standardise_patches(target)
+            losses.append(reconstruction_loss(guesses[name], target))
+        return self._over_modalities(torch.stack(losses).mean())
 
     def _okd(self, features: Features, fused: Tensor, masking: Masking, batch: Batch) -> Tensor:
         terms = [self._okd_of(name, features, fused, masking, batch) for name in self.config.okd.modalities]
@@ -390,24 +470,20 @@ class CoDeMAE(Method):
         """
         images = {name: batch.normalised(name) for name in PAIR}
         masking = self.masking(batch)
-        fused = self.decoder_embed(self.encoder.level_features(self.encoder.encode(images, masking.ids_keep)))
+        fused = self.fused_tokens(self.encoder.encode(images, masking.ids_keep))
         patch, grid = self.encoder.patch_size, self.encoder.grid
         pictures = {}
 
-        guessed = self._decode(fused, masking).float()
-        targets = self.self_targets(images, batch)
-        if self.config.reconstruction.norm_target:
-            guessed = unstandardise_patches(guessed, gather_tokens(targets, masking.ids_removed))
-        pasted = targets.scatter(1, masking.ids_removed[:, :, None].expand_as(guessed), guessed)
-        gray = targets * (1 - masking.mask[:, :, None])
-        for name, whole, masked, filled in zip(
-            PAIR, targets.chunk(2), gray.chunk(2), pasted.chunk(2), strict=True
-        ):
+        guesses, own_targets = self._decode(fused, masking), self.self_targets(images, batch)
+        for name, half in zip(PAIR, _halves(masking), strict=True):
+            whole, guess = own_targets[name], guesses[name].float()
+            if self.config.reconstruction.norm_target:
+                guess = unstandardise_patches(guess, gather_tokens(whole, half.ids_removed))
             shown_as_is = name == "sar" and self.config.reconstruction.sar_target == "mgf"
             for key, patches in (
                 (name, whole),
-                (f"{name}_masked", masked),
-                (f"{name}_from_{name}", filled),
+                (f"{name}_masked", whole * (1 - half.mask[:, :, None])),
+                (f"{name}_from_{name}", _pasted(whole, guess, half)),
             ):
                 picture = unpatchify(patches, patch, grid)
                 pictures[key] = _stretch(picture) if shown_as_is else to_picture(picture, batch, name)
@@ -417,14 +493,17 @@ class CoDeMAE(Method):
             targets = self.cross_targets(images, batch)
             if self.config.cdr.norm_target:
                 cross = unstandardise_patches(cross, gather_tokens(targets, masking.ids_removed))
-            filled = targets.scatter(1, masking.ids_removed[:, :, None].expand_as(cross), cross)
+            filled = _pasted(targets, cross, masking)
             for source, other, truth, guess in zip(
                 PAIR, reversed(PAIR), targets.chunk(2), filled.chunk(2), strict=True
             ):
                 for key, patches in ((f"{other}_target", truth), (f"{other}_from_{source}", guess)):
-                    picture = unpatchify(patches, patch, grid).expand(-1, 3, -1, -1)
-                    in_unit = self.config.cdr.computed_from == "image"
-                    pictures[key] = picture.clamp(0, 1) if in_unit else to_picture(picture, batch, other)
+                    picture = unpatchify(patches, patch, grid)
+                    if self.config.cdr.computed_from == "image":
+                        pictures[key] = picture.expand(-1, 3, -1, -1).clamp(0, 1)
+                    else:
+                        bands = max(picture.shape[1], batch.mean[other].shape[1])
+                        pictures[key] = to_picture(picture.expand(-1, bands, -1, -1), batch, other)
         return pictures
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -440,6 +519,10 @@ def box_mean(images: Tensor, size: int) -> Tensor:
 def _halves(masking: Masking) -> tuple[Masking, Masking]:
     first, second = zip(*(part.chunk(2) for part in masking), strict=True)
     return Masking(*first), Masking(*second)
+
+
+def _pasted(patches: Tensor, guesses: Tensor, masking: Masking) -> Tensor:
+    return patches.scatter(1, masking.ids_removed[:, :, None].expand_as(guesses), guesses)
 
 
 def _stretch(images: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class DeCURConfig:
     SAR and optical, 0.75 elevation and depth). ``off_diagonal``: lambda of all correlation losses.
     ``reduction``: the loss is the ``sum`` of its four terms (paper), or, ``official``, (intra_optical +
     intra_sar + (common + unique) / 2) / 3. ``gather_gradient``: gradients through sums over ranks
-    (official: none).
+    (official: none); in the contrastive objectives, off makes the keys of all ranks constants.
     ``share_attention``: both encoders use the same deformable attention (official, by mistake).
     ``sync_batch_norm``: batch norms see the samples of all ranks.
     """

@@ -277,7 +277,7 @@ def test_a_queue_over_the_twin_can_be_tabled_again(
 ) -> None:
     words = ["--tflop=0.01", "--seeds=1", "--train=16", "--test=60", "--size=32", f"--out={tmp_path}"]
     result = twin_factors.main([*words, "--configs", CONFIG, "--set", *SMALL])
-    assert set(result) == {CONFIG, equal_cost.RANDOM}
+    assert set(result) == {CONFIG, equal_cost.RANDOM, twin_factors.CEILING}
     for kind, label in (("factors", CONFIG), ("random", equal_cost.RANDOM)):
         written = json.loads((tmp_path / CONFIG / "seed_0" / f"{kind}.json").read_text())
         assert set(written) == {"optical", "sar"} and set(written["optical"]) == set(FACTOR_SIDES)
@@ -285,4 +285,7 @@ def test_a_queue_over_the_twin_can_be_tabled_again(
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1]) == result and "warning" not in printed.err
     assert (tmp_path / "table.md").read_text() in printed.out
-    assert twin_factors.main(["--table", f"--out={tmp_path}", "--configs", CONFIG]) == result
+    assert set(result[twin_factors.CEILING]["sar"]) == {"road_density", "building_density"}
+    assert twin_factors.main(["--table", *words[2:], "--configs", CONFIG]) == result
+    without = twin_factors.main(["--table", f"--out={tmp_path}", "--configs", CONFIG])
+    assert without == {name: result[name] for name in result if name != twin_factors.CEILING}

@@ -34,14 +34,26 @@ def test_median_removes_a_lone_speck_and_keeps_an_edge() -> None:
     assert torch.equal(median_blur(speckled), image)
 
 
-def test_average_pool_equals_block_means() -> None:
+@pytest.mark.parametrize("size", [2, 4])
+def test_average_pool_equals_block_means(size: int) -> None:
     torch.manual_seed(0)
     image = torch.rand(1, 1, 8, 8)
-    pooled = average_pool(image)
+    pooled = average_pool(image, size)
     for i in range(8):
         for j in range(8):
-            block = image[0, 0, i // 4 * 4 : i // 4 * 4 + 4, j // 4 * 4 : j // 4 * 4 + 4]
+            top, left = i // size * size, j // size * size
+            block = image[0, 0, top : top + size, left : left + size]
             assert pooled[0, 0, i, j].item() == pytest.approx(block.mean().item())
+
+
+def test_pooling_by_the_patch_leaves_one_value_of_each_channel_in_a_patch() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 32, 32)
+    whole, quarter = (
+        degraded_patches(image, "avg_pool", 16, size).unflatten(2, (256, 3)) for size in (16, 8)
+    )
+    torch.testing.assert_close(whole[0, 1], image[0, :, :16, 16:].mean((1, 2)).expand(256, 3))
+    assert [len(quarter[0, 1, :, channel].unique()) for channel in range(3)] == [4, 4, 4]
 
 
 def test_gradient_histogram_finds_the_direction_of_stripes() -> None:
@@ -62,8 +74,8 @@ def test_multi_scale_gradient_equals_a_slow_transcription() -> None:
         padded = np.pad(image, r, mode="reflect")
         for i, j in ((0, 0), (5, 30), (20, 20), (39, 1)):
             window = padded[i : i + 2 * r + 1, j : j + 2 * r + 1]
-            left, right = window[:, :r].mean() + 0.01, window[:, r + 1 :].mean() + 0.01
-            up, down = window[:r].mean() + 0.01, window[r + 1 :].mean() + 0.01
+            left, right = window[:, : r + 1].mean() + 0.01, window[:, r:].mean() + 0.01
+            up, down = window[: r + 1].mean() + 0.01, window[r:].mean() + 0.01
             expected = math.hypot(math.log(left / right), math.log(up / down))
             assert maps[channel, i, j] == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
@@ -81,6 +93,15 @@ def test_multi_scale_gradient_forgets_multiplicative_gain() -> None:
 def test_patches_have_the_announced_size(kind: str, channels: int) -> None:
     patches = degraded_patches(torch.rand(2, channels, 64, 64), kind, 16)  # type: ignore[arg-type]
     assert patches.shape == (2, 16, degraded_patch_dim(kind, 16))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["gray", "hog", "mgf"])
+@pytest.mark.parametrize("channels", [2, 13])
+def test_many_bands_become_their_mean(kind: str, channels: int) -> None:
+    torch.manual_seed(0)
+    image = torch.rand(1, channels, 64, 64)
+    expected = degraded_patches(image.mean(1, keepdim=True), kind, 16)  # type: ignore[arg-type]
+    torch.testing.assert_close(degraded_patches(image, kind, 16), expected)  # type: ignore[arg-type]
 
 
 def test_unknown_kind_names_the_known() -> None:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -91,24 +92,34 @@ def test_ddp_value_and_gradient_equal_one_process_with_the_whole_batch() -> None
 
 
 @pytest.mark.ddp
-def test_ddp_without_gather_gradient_treats_other_ranks_as_constants() -> None:
+def test_ddp_without_gather_gradient_treats_every_key_as_a_constant() -> None:
     results = run_on_ranks(rank_step, False, world_size=WORLD)
     model, (x, y) = TwoHeads(), data()
     whole = symmetric_info_nce(*model(x, y), T).item()
     assert np.mean([value for value, _ in results]) == pytest.approx(whole, rel=1e-5)
 
     for rank in range(WORLD):
-        first, second = model(x, y)
-        own = torch.arange(WORLD * ROWS).div(ROWS, rounding_mode="floor")[:, None] == rank
-        u = torch.nn.functional.normalize(torch.where(own, first, first.detach()))
-        v = torch.nn.functional.normalize(torch.where(own, second, second.detach()))
+        u, v = (torch.nn.functional.normalize(embedded) for embedded in model(x, y))
         rows = torch.arange(rank * ROWS, (rank + 1) * ROWS)
-        log_p, log_q = (u @ v.T / T).log_softmax(1), (v @ u.T / T).log_softmax(1)
+        log_p, log_q = (u @ v.detach().T / T).log_softmax(1), (v @ u.detach().T / T).log_softmax(1)
         # DDP averages over ranks, so each rank's own loss counts by one over their number.
         (-0.5 * (log_p[rows, rows] + log_q[rows, rows]).mean() / WORLD).backward()
     for _, gradients in results:
         for gradient, parameter in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [symmetric_info_nce, nt_xent])
+def test_one_process_has_the_whole_gradient_with_or_without_gather_gradient(
+    loss: Callable[..., Tensor],
+) -> None:
+    gradients = []
+    for gather_gradient in (True, False):
+        model = TwoHeads()
+        loss(*model(*data()), T, gather_gradient=gather_gradient).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for with_gather, without in zip(*gradients, strict=True):
+        assert with_gather.abs().sum() > 0 and torch.equal(with_gather, without)
 
 
 def slow_queue_loss(queries: np.ndarray, keys: np.ndarray, queue: np.ndarray, temperature: float) -> float:

@@ -1,5 +1,8 @@
 import copy
+import dataclasses
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import codemae.weights as weights
+from codemae.config import read_yaml
 from codemae.data.batch import Batch
 from codemae.data.degradation import degraded_patches
-from codemae.losses.reconstruction import patchify
+from codemae.data.index import open_index
+from codemae.losses.reconstruction import patchify, standardise_patches
 from codemae.methods.base import Progress
 from codemae.methods.codemae import CoDeMAE, CoDeMAEConfig, box_mean
 from codemae.models.factory import ENCODERS, EncoderConfig
 from codemae.models.itpn import ITPN
-from codemae.models.masking import random_masking
 
 PROGRESS = Progress(step=0, total_steps=10, epoch=0)
 MakeBatch = Callable[..., Batch]
@@ -62,6 +67,25 @@ def build(config: CoDeMAEConfig, monkeypatch: pytest.MonkeyPatch) -> CoDeMAE:
     monkeypatch.setattr("codemae.methods.codemae.build_teacher", lambda _: WordTeacher())
     torch.manual_seed(0)
     return CoDeMAE(config)
+
+
+def _stacked(targets: Tensor | dict[str, Tensor]) -> Tensor:
+    return targets if isinstance(targets, Tensor) else torch.cat(list(targets.values()))
+
+
+def with_bands(batch: Batch, bands: dict[str, int]) -> Batch:
+    """The same batch, but for random images with so many bands."""
+    generator = torch.Generator().manual_seed(7)
+
+    def uniform(name: str, *shape: int) -> Tensor:
+        return torch.rand(len(batch), bands[name], *shape, generator=generator)
+
+    return dataclasses.replace(
+        batch,
+        images={name: (uniform(name, 64, 64) * 256).to(torch.uint8) for name in bands},
+        mean={name: 0.3 + 0.2 * uniform(name) for name in bands},
+        std={name: 0.2 + 0.2 * uniform(name) for name in bands},
+    )
 
 
 def kept_and_removed(batch: Batch, sample: int) -> tuple[list[int], list[int]]:
@@ -206,12 +230,12 @@ def test_pixels_of_visible_patches_are_no_target(
             changed.images[name][:, :, top : top + 16, left : left + 16] ^= 255
     altered = {name: changed.normalised(name) for name in ("optical", "sar")}
     for function in targets.values():
-        before, after = function(images, batch), function(altered, changed)
+        before, after = (_stacked(function(*seen)) for seen in ((images, batch), (altered, changed)))
         assert torch.equal(before[:, removed], after[:, removed])
         assert not torch.equal(before[:, keep], after[:, keep])
 
     fused = torch.randn(2, 4, 32)
-    masking = random_masking(batch.mask_noise, 0.75)
+    masking = method.masking(batch)
     for loss in (method._reconstruction, method._cdr):
         assert torch.equal(loss(fused, masking, images, batch), loss(fused, masking, altered, changed))
 
@@ -406,3 +430,194 @@ def test_auxiliary_block_beyond_the_encoder_is_refused(monkeypatch: pytest.Monke
 
 def test_teacher_terms_reach_the_licence_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build(paper(), monkeypatch).licence_notes == ["test terms"]
+
+
+BANDS = [(3, 2), (13, 2), (4, 13), (1, 1), (3, 1)]
+
+
+def banded(optical: int, sar: int) -> CoDeMAEConfig:
+    config = paper()
+    config.encoder.channels = {"optical": optical, "sar": sar}
+    config.okd.enabled = optical in (1, 3)
+    return config
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("optical", "sar"), BANDS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_targets_have_the_bands_of_their_modality(
+    optical: int, sar: int, shared: bool, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = banded(optical, sar)
+    config.decoder.shared, config.cdr.computed_from = shared, "standardised"
+    method = build(config, monkeypatch).eval()
+    batch = with_bands(make_batch(2), {"optical": optical, "sar": sar})
+    losses = method(batch, PROGRESS)
+
+    bands = {name: 3 if count == 1 else count for name, count in (("optical", optical), ("sar", sar))}
+    widths = [max(bands.values())] if shared else list(bands.values())
+    assert [decoder.pred.out_features for decoder in method.decoders] == [256 * width for width in widths]
+    masking = method.masking(batch)
+    images = {name: batch.normalised(name) for name in ("optical", "sar")}
+    fused = method.fused_tokens(method.encoder.encode(images, masking.ids_keep))
+    cross = method.cross_decoder(fused, masking).numpy()
+    own_errors, cross_errors = [], []
+    for side, (name, other) in enumerate((("optical", "sar"), ("sar", "optical"))):
+        half = slice(2 * side, 2 * side + 2)
+        decoder = method.decoders[0 if shared else side]
+        own = decoder(fused[half], type(masking)(*(part[half] for part in masking))).numpy()
+        for i in range(2):
+            image = images[name][i].numpy()
+            image = image.repeat(3, axis=0) if len(image) == 1 else image
+            there = images[other][i].numpy()
+            gray = np.tensordot((0.299, 0.587, 0.114), there, 1) if len(there) == 3 else there.mean(0)
+            for row, patch in enumerate(kept_and_removed(batch, i)[1]):
+                guess = own[i, row].reshape(256, -1)[:, : bands[name]].reshape(-1)
+                own_errors.append(np.mean((guess - standardised(pixel_patch(image, patch))) ** 2))
+                cross_errors.append(np.mean((cross[2 * side + i, row] - pixel_patch(gray[None], patch)) ** 2))
+    assert losses["reconstruction"].item() == pytest.approx(2 * np.mean(own_errors), rel=1e-4)
+    assert losses["cdr"].item() == pytest.approx(2 * np.mean(cross_errors), rel=1e-4)
+
+
+@pytest.mark.parametrize(("optical", "sar"), BANDS)
+def test_images_of_any_bands_train_and_are_shown(
+    optical: int, sar: int, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = banded(optical, sar)
+    config.cdr.computed_from, config.reconstruction.sar_target = "standardised", "multilook"
+    method = build(config, monkeypatch)
+    for bands in ({"optical": optical, "sar": sar}, {"optical": 1, "sar": 1}):
+        batch = with_bands(make_batch(2), bands)
+        for picture in method.reconstruct(batch).values():
+            assert picture.shape == (2, 3, 64, 64) and picture.min() >= 0 and picture.max() <= 1
+        method.zero_grad()
+        sum(method(batch, PROGRESS).values()).backward()  # type: ignore[union-attr]
+        for name, parameter in method.named_parameters():
+            assert name.startswith("teacher.") or parameter.grad is not None, name
+    config.reconstruction.sar_target = "mgf"
+    gradients = build(config, monkeypatch).self_targets(
+        {name: batch.normalised(name) for name in ("optical", "sar")}, batch
+    )
+    assert gradients["sar"].shape == (2, 16, 768)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"encoder.channels": {"optical": 13, "sar": 2}},
+            "teacher of method.okd sees images of 1 or 3 channels, and method.encoder.channels.optical is 13",
+        ),
+        (
+            {"encoder.channels": {"optical": 3, "sar": 2}, "okd.modalities": ["optical", "sar"]},
+            "take sar out of method.okd.modalities",
+        ),
+        (
+            {"encoder.channels": {"optical": 3, "sar": 2}, "cdr.target": "median"},
+            "method.cdr.target median needs images of 1 or 3 channels, and method.encoder.channels.sar is 2",
+        ),
+        ({"encoder.channels": {"optical": 3}}, "method.encoder.channels names no sar"),
+        ({"cdr.target": "avg_pool", "cdr.pool_size": 5}, "method.cdr.pool_size 5"),
+    ],
+)
+def test_settings_that_the_bands_do_not_allow_are_refused_by_key(
+    change: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = paper()
+    for key, value in change.items():
+        section, name = key.split(".")
+        setattr(getattr(config, section), name, value)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        build(config, monkeypatch)
+
+
+def test_an_index_with_other_bands_is_refused_by_key(
+    toy_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = open_index([str(toy_index)], None)
+    build(paper(), monkeypatch).check_index(index)
+    config = banded(4, 2)
+    with pytest.raises(ValueError, match=r"set --method\.encoder\.channels\.optical 3"):
+        build(config, monkeypatch).check_index(index)
+
+
+def test_gray_and_colour_encoders_have_the_decoders_of_the_published_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes = []
+    for sar in (1, 3):
+        config = paper()
+        config.encoder.channels["sar"] = sar
+        state = build(config, monkeypatch).state_dict()
+        outside = {key: value.shape for key, value in state.items() if not key.startswith("encoder.")}
+        shapes.append(outside)
+    assert shapes[0] == shapes[1]
+    assert shapes[0]["decoders.0.pred.weight"] == (768, 32)
+    assert shapes[0]["decoder_embed.levels.0.1.weight"] == (32, 16)
+    assert not [key for key in shapes[0] if key.startswith("decoders.1.")]
+
+
+@torch.no_grad()
+def test_separate_decoders_embed_each_modality_for_itself(
+    make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, config = make_batch(2), official()
+    shared = build(config, monkeypatch).eval()
+    config.decoder.shared = False
+    separate = build(config, monkeypatch).eval()
+    separate.encoder.load_state_dict(shared.encoder.state_dict())
+    for name in ("optical", "sar"):
+        separate.decoder_embed[name].load_state_dict(shared.decoder_embed.state_dict())
+    images = {name: batch.normalised(name) for name in ("optical", "sar")}
+    features = separate.encoder.encode(images, separate.masking(batch).ids_keep)
+    tokens = shared.fused_tokens(features)
+    torch.testing.assert_close(separate.fused_tokens(features), tokens)
+    separate.decoder_embed["sar"].levels[0][1].bias += 1.0
+    moved = separate.fused_tokens(features) - tokens
+    torch.testing.assert_close(moved, torch.tensor([0.0, 0, 1, 1])[:, None, None].expand_as(moved))
+
+
+def test_separate_decoders_come_back_from_the_published_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = official()
+    config.decoder.shared, config.cdr.enabled = False, False
+    state = build(config, monkeypatch).state_dict()
+    state = {key: value for key, value in state.items() if not key.startswith("teacher.")}
+    theirs = weights.export(state, "codemae")
+    for suffix, number, modality in (("rgb", 0, "optical"), ("sar", 1, "sar")):
+        assert torch.equal(theirs[f"mask_token_{suffix}"], state[f"decoders.{number}.mask_token"])
+        assert torch.equal(theirs[f"decoder_pred_{suffix}.bias"], state[f"decoders.{number}.pred.bias"])
+        for part in ("0.0.weight", "2.1.bias"):
+            ours = state[f"decoder_embed.{modality}.levels.{part}"]
+            assert torch.equal(theirs[f"decoder_embed_{suffix}.{part}"], ours)
+    back, report = weights.to_method(theirs)
+    assert set(report.dropped) == {"decoder_pos_embed"} and set(back) == set(state)
+    assert all(torch.equal(value, state[key]) for key, value in back.items())
+    with pytest.raises(weights.WeightsError, match="cross decoders of their own"):
+        weights.to_method(theirs | {"mask_token_cross_rgb": torch.zeros(1, 1, 32)})
+
+
+@torch.no_grad()
+def test_pooling_by_the_patch_leaves_zeros_of_gray_and_the_balance_of_colours(
+    make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, batch = official(), make_batch(2)
+    config.cdr.target = "avg_pool"
+    images = {name: batch.normalised(name) for name in ("optical", "sar")}
+    of_sar, of_optical = build(config, monkeypatch).cross_targets(images, batch).chunk(2)
+    torch.testing.assert_close(standardise_patches(of_sar), torch.zeros_like(of_sar), atol=1e-3, rtol=0)
+    means = images["optical"][0, :, :16, :16].mean((1, 2)).numpy()
+    balance = (means - means.mean()) / np.sqrt(means.var() * 768 / 767 + 1e-6)
+    first = standardise_patches(of_optical)[0, 0].reshape(256, 3)
+    torch.testing.assert_close(first, torch.tensor(balance).expand(256, 3), atol=1e-4, rtol=1e-3)
+
+    config.cdr.pool_size = 4
+    of_sar, _ = build(config, monkeypatch).cross_targets(images, batch).chunk(2)
+    assert standardise_patches(of_sar).std().item() == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("stem", ["codemae_hivit_base_official", "codemae_hivit_small_1gpu"])
+def test_official_auxiliary_block_stands_at_three_quarters_of_the_depth(stem: str) -> None:
+    method = read_yaml(Path(__file__).parents[2] / "pretrain" / "configs" / f"{stem}.yaml")["method"]
+    with torch.device("meta"):
+        encoder = ENCODERS.get(method["encoder"]["arch"])()
+    assert method["okd"]["auxiliary_block"] == int(0.75 * encoder.num_attention_blocks)
