@@ -222,7 +222,7 @@ def _unavailable(name: str, mirror: str, manifest: Mapping[str, Release]) -> OSE
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return FileNotFoundError(
-            f"{name!r} is neither a file nor released weights{hint} Known: {', '.join(sorted(set(names)))}"
+            f"{name!r} is neither a file nor released weights{hint}. Known: {', '.join(sorted(set(names)))}"
         )
     where = f"the mirror {mirror} does not list it" if mirror else f"{MIRROR_VARIABLE} is not set"
     return DownloadError(

@@ -118,14 +118,21 @@ def describe(run: Run) -> str:
     """What is about to happen, in a few lines."""
     count = sum(p.numel() for p in run.learner.parameters) / 1e6
     sampler, plan, optim = run.sampler, run.plan, run.config.optim
-    return "\n".join(
-        (
-            f"{run.config.method.name}: {count:.1f} M trainable parameters on {run.device}, {optim.amp}",
-            f"data: {sampler.paired_samples} paired and {sampler.unpaired_samples} unpaired samples; "
-            f"{sampler.steps_per_epoch} steps an epoch",
-            f"batch: {plan.global_batch} = {plan.per_rank} x {world_size()} processes x {plan.accumulation} "
-            "accumulated",
-            f"steps: {run.step} of {run.total_steps} done" + (", resuming" if run.step else ""),
-            f"torch {torch.__version__}; run folder {run.folder}",
+    at_a_time = plan.per_rank * world_size()
+    lines = [
+        f"{run.config.method.name}: {count:.1f} M trainable parameters on {run.device}, {optim.amp}",
+        f"start: {run.start}",
+        f"data: {sampler.paired_samples} paired and {sampler.unpaired_samples} unpaired samples; "
+        f"{sampler.steps_per_epoch} steps an epoch",
+        f"batch: {plan.global_batch} = {plan.per_rank} x {world_size()} processes x {plan.accumulation} "
+        "accumulated",
+        f"steps: {run.step} of {run.total_steps} done" + (", resuming" if run.step else ""),
+        f"torch {torch.__version__}; run folder {run.folder}",
+    ]
+    if plan.accumulation > 1:
+        lines.insert(
+            4,
+            f"accumulated: any term that compares samples (contrast, correlation) sees {at_a_time} of the "
+            f"{plan.global_batch} pairs at a time",
         )
-    )
+    return "\n".join(lines)

@@ -18,11 +18,18 @@ from codemae.data.sampler import PretrainSampler
 from codemae.distributed import broadcast_object, is_main, rank, world_size
 from codemae.engine.allocator import keep_freed_memory
 from codemae.engine.export import export_encoders
+from codemae.engine.named_files import initial_weights, named_files, without_initial_weights
 from codemae.engine.randomness import rng_state, set_rng_state
 from codemae.engine.runlog import RunLog
 from codemae.engine.schedule import learning_rate, peak_rate
 from codemae.engine.sentinel import Sentinel
-from codemae.engine.settings import HARMLESS_KEYS, BatchPlan, PretrainConfig, plan_batches
+from codemae.engine.settings import (
+    HARMLESS_KEYS,
+    MOVABLE_KEYS,
+    BatchPlan,
+    PretrainConfig,
+    plan_batches,
+)
 from codemae.engine.step import Learner
 from codemae.engine.window import Window
 from codemae.methods.base import METHODS, Method, Progress
@@ -36,6 +43,9 @@ class Run:
     Args:
         config: As the user gave it.
         device: Of this process.
+
+    Attributes:
+        start: Where its weights come from, in words.
 
     Raises:
         ValueError: Data, batch sizes or the run folder do not fit the config; the message says what to do.
@@ -51,7 +61,10 @@ class Run:
 
         self.index = open_index(config.data.index, config.data.split)
         torch.manual_seed(config.seed)
-        self.method: Method = METHODS.get(config.method.name)(config.method).to(device)
+        # The run state holds the weights: what the run once began from need not be there any more.
+        method = config.method if state is None else without_initial_weights(config.method)
+        self.start = f"the state in {state}" if state else initial_weights(config) or "random weights"
+        self.method: Method = METHODS.get(config.method.name)(method).to(device)
         self.method.check_index(self.index)
         views = self.method.views
         self.dataset = PairDataset(self.index, views, config.seed)
@@ -77,6 +90,7 @@ class Run:
         self._data = broadcast_object(
             {"index": self.index.hash(), "statistics": self.index.statistics_hash()} if is_main() else None
         )
+        self._files = broadcast_object(named_files(self.config) if is_main() else {})
         if state is not None:
             self._restore(checkpoint.load_run_state(state))
         if is_main():
@@ -186,6 +200,7 @@ class Run:
             "rng": rng_state(),
             "config": to_dict(self.config),
             "data": self._data,
+            "files": self._files,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -195,6 +210,14 @@ class Run:
                 f"{', '.join(self.config.data.index)}: these are not the samples or statistics that the run "
                 f"in {self.folder} was trained on; resume with the same index, or start another --output_dir"
             )
+        known = state.get("files", {})
+        for key, identity in self._files.items():
+            if known.get(key, identity) != identity:
+                raise ValueError(
+                    f"{key} does not hold what it held for the run in {self.folder} ({identity}, not "
+                    f"{known[key]}); name the same content, or start another --output_dir"
+                )
+        self._files = {**known, **self._files}
         self.learner.load_state_dict(state)
         set_rng_state(state["rng"])
         self.step = self._saved_step = state["step"]
@@ -242,6 +265,7 @@ def _refuse_other_run(before: dict[str, Any], config: PretrainConfig, folder: Pa
         f"{key} was {old!r}, is {new!r}"
         for key, old, new in diff_configs(before, to_dict(config))
         if not any(key == known or (known[-1] == "." and key.startswith(known)) for known in HARMLESS_KEYS)
+        and not (key in MOVABLE_KEYS and old and new)
     ]
     if differences:
         raise ValueError(

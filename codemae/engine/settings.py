@@ -150,6 +150,10 @@ HARMLESS_KEYS = (
 """What may differ between a run and its continuation: nothing here changes which samples a step sees."""
 
 
+MOVABLE_KEYS = ("method.encoder.init", "method.okd.teacher.weights", "method.okd.teacher.vault")
+"""Paths under which a continuation may find the same content elsewhere; set stays set, empty stays empty."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """How the pairs of one step are shared out.

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from codemae.checkpoint import WeightsError
+from codemae.downloads import DownloadError
 from codemae.models.embeddings import INNER, PatchEmbed, sincos_positions
 from codemae.models.filling import resize_mask
 from codemae.models.layers import Block, LayerNorm, init_linear_xavier
@@ -223,8 +226,20 @@ class HiViT(MaskableEncoder):
         """Weights to start a run from: a file of any layout that ``codemae.weights`` knows, or a name.
 
         Raises:
-            WeightsError: The file does not fit.
+            WeightsError: The file or release cannot be had, or does not fit; the message says what to pass.
         """
-        from codemae.weights import read_encoder_state
+        from codemae.weights import RELEASED, read_encoder_state
 
-        return read_encoder_state(path_or_name, pyramid=type(self) is not HiViT)
+        problem: object
+        release = None if Path(path_or_name).exists() else RELEASED.get(path_or_name)
+        if release is not None and release.arch != self.arch:
+            problem = f"{path_or_name} is a {release.arch}, method.encoder.arch is {self.arch}"
+        else:
+            try:
+                return read_encoder_state(path_or_name, pyramid=type(self) is not HiViT)
+            except (FileNotFoundError, DownloadError) as error:
+                problem = error
+        raise WeightsError(
+            f"method.encoder.init: {problem}. --method.encoder.init FILE names a local file, "
+            "--method.encoder.init '' starts from random weights"
+        )

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,6 +78,7 @@ class VaultTeacher:
     Args:
         folder: A folder that ``build_vault`` wrote.
         config: What the run asks for; None takes the vault as it is, tokens not normalised.
+            ``input_size`` and ``weights`` are compared where they are set and there.
 
     Raises:
         TeacherError: The folder is no finished vault, or one of another teacher.
@@ -111,12 +112,19 @@ class VaultTeacher:
         )
 
     def _check_teacher(self, config: TeacherConfig) -> None:
+        if config.weights and not Path(config.weights).is_file():
+            # The vault stands in for them; a run must be able to go on after they were deleted.
+            log.warning("%s is not there to be compared with what built %s", config.weights, self.folder)
+            config = replace(config, weights=None)
         asked, cached = _teacher_fields(config), self.description.teacher
-        differing = [name for name in ("name", "features", "out_index") if asked[name] != cached[name]]
+        compared = ["name", "pretrained", "features", "out_index"]
+        compared += [name for name in ("input_size", "weights") if asked[name] is not None]
+        differing = [name for name in compared if asked[name] != cached[name]]
         if differing:
+            by_hash = " (of weights: their hash)" if "weights" in differing else ""
             raise TeacherError(
                 f"{self.folder} was built with {_listed(cached, differing)}, this run asks for "
-                f"{_listed(asked, differing)}; change method.okd.teacher or build another vault"
+                f"{_listed(asked, differing)}{by_hash}; change method.okd.teacher or build another vault"
             )
 
     def check_index(self, index: Index) -> None:
@@ -381,7 +389,7 @@ def _check_same(folder: Path, found: str, wanted: str) -> None:
 def _teacher_fields(config: TeacherConfig) -> dict[str, Any]:
     fields = {name: getattr(config, name) for name in ("name", "pretrained", "input_size", "out_index")}
     fields["features"] = config.resolved_features
-    fields["weights"] = _file_hash(config.weights) if config.weights else None
+    fields["weights"] = file_hash(config.weights) if config.weights else None
     return fields
 
 
@@ -389,7 +397,8 @@ def _listed(fields: Mapping[str, Any], names: Sequence[str]) -> str:
     return ", ".join(f"{name}={fields[name]!r}" for name in names)
 
 
-def _file_hash(path: str) -> str:
+def file_hash(path: str | Path) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 22):

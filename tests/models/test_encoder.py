@@ -1,8 +1,11 @@
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from foreign_files import SIDE, hivit_file, itpn_file
 from small_encoders import SMALL
 
 from codemae.checkpoint import EncoderMetadata, WeightsError, is_encoder_file, save_encoder, save_weights
@@ -38,6 +41,50 @@ def test_a_run_starts_from_a_file_of_its_own_architecture_alone(tmp_path: Path) 
         assert torch.equal(started.state_dict()[name], value)
     with pytest.raises(WeightsError, match=r"is a vit_test; method\.encoder\.arch is resnet_test"):
         build_encoder(EncoderConfig(arch=RESNET, img_size=32, channels={"sar": 1}, init=str(path)))
+
+
+@pytest.mark.parametrize(("pyramid", "layout"), [(True, itpn_file), (False, itpn_file), (False, hivit_file)])
+def test_a_run_starts_from_an_itpn_or_hivit_file(tmp_path: Path, pyramid: bool, layout: Callable) -> None:
+    path, state = tmp_path / "published.pth", layout()
+    torch.save({"model": state}, path)
+    config = EncoderConfig(arch="hivit_tiny", img_size=SIDE, pyramid=pyramid, init=str(path))
+    started = build_encoder(config).state_dict()
+    patch = {f"patch_embed.{name}.": "patch_embed." for name in ("optical", "sar")}
+    for name, value in started.items():
+        prefix = next((mine for mine in patch if name.startswith(mine)), "")
+        theirs = patch.get(prefix, "") + name.removeprefix(prefix)
+        torch.testing.assert_close(value, state[theirs], rtol=0, atol=0, msg=name)
+    assert any(name.startswith("fpn_modules.") for name in started) == pyramid
+
+
+def test_positions_of_an_itpn_file_are_fitted_to_the_image_size(tmp_path: Path) -> None:
+    state = itpn_file()
+    # Interpolation of a constant field is that constant.
+    state["absolute_pos_embed"] = torch.full_like(state["absolute_pos_embed"], 0.25)
+    torch.save({"model": state}, tmp_path / "itpn.pth")
+    config = EncoderConfig(arch="hivit_tiny", img_size=2 * SIDE, init=str(tmp_path / "itpn.pth"))
+    positions = build_encoder(config).state_dict()["absolute_pos_embed"]
+    assert positions.shape[1] == 4 * state["absolute_pos_embed"].shape[1]
+    torch.testing.assert_close(positions, torch.full_like(positions, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("arch", "init", "said"),
+    [
+        ("hivit_tiny", "itpn_base_pixel", "is a hivit_base, method.encoder.arch is hivit_tiny"),
+        ("hivit_base", "itpn_base_pixel", "CODEMAE_MIRROR is not set"),
+        ("hivit_base", "nowhere.pth", "'nowhere.pth' is neither a file nor released weights"),
+    ],
+)
+def test_initial_weights_that_cannot_be_had_are_refused_with_the_ways_out(
+    arch: str, init: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CODEMAE_MIRROR", raising=False)
+    monkeypatch.setenv("CODEMAE_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=re.escape(said)) as refused:
+        build_encoder(EncoderConfig(arch=arch, init=init))
+    assert "--method.encoder.init FILE names a local file" in str(refused.value)
+    assert "--method.encoder.init '' starts from random weights" in str(refused.value)
 
 
 @pytest.mark.parametrize("prefix", ["", "random:"])

@@ -1,6 +1,8 @@
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +28,9 @@ class CellMeans(nn.Module):
         return nn.functional.avg_pool2d(images, 16)
 
 
-def cell_means(name: str = "cells") -> Teacher:
+def cell_means(**config: Any) -> Teacher:
     model = ReadyModel(network=CellMeans(), mean=(0.0,) * 3, std=(1.0,) * 3, licence="made-up", size=64)
-    return Teacher(model, TeacherConfig(name=name, normalize_output=False, features="last"))
+    return Teacher(model, TeacherConfig(name="cells", normalize_output=False, features="last", **config))
 
 
 @pytest.fixture
@@ -176,6 +178,37 @@ def test_another_teacher_or_index_is_refused(index: Index, tmp_path: Path) -> No
     other = open_index(make_index(tmp_path / "other", paired=4, size=48))
     with pytest.raises(TeacherError, match="another index or split"):
         vault.check_index(other)
+
+
+@pytest.mark.parametrize(
+    ("built", "asked", "said"),
+    [
+        ({"pretrained": False}, {}, "built with pretrained=False, this run asks for pretrained=True"),
+        ({}, {"pretrained": False}, "built with pretrained=True, this run asks for pretrained=False"),
+        ({}, {"input_size": 96}, "built with input_size=None, this run asks for input_size=96"),
+        ({"input_size": 64}, {"input_size": 96}, "built with input_size=64, this run asks for input_size=96"),
+    ],
+)
+def test_a_teacher_of_other_weights_or_input_is_refused(
+    index: Index, tmp_path: Path, built: dict, asked: dict, said: str
+) -> None:
+    build_vault(index, cell_means(**built), tmp_path / "vault", size=64)
+    with pytest.raises(TeacherError, match=said):
+        VaultTeacher(tmp_path / "vault", TeacherConfig(name="cells", features="last", **asked))
+
+
+def test_weights_are_compared_by_content_where_the_run_names_a_file(index: Index, tmp_path: Path) -> None:
+    for name, content in (("a", b"weights"), ("moved", b"weights"), ("other", b"others")):
+        (tmp_path / name).write_bytes(content)
+    build_vault(index, cell_means(weights=str(tmp_path / "a")), tmp_path / "vault", size=64)
+
+    def opened(weights: str | None) -> VaultTeacher:
+        return VaultTeacher(tmp_path / "vault", TeacherConfig(name="cells", features="last", weights=weights))
+
+    assert opened(None).dim == opened(str(tmp_path / "moved")).dim == opened(str(tmp_path / "gone")).dim == 3
+    digests = [hashlib.sha256(content).hexdigest()[:16] for content in (b"weights", b"others")]
+    with pytest.raises(TeacherError, match="built with weights='{}', .* for weights='{}'".format(*digests)):
+        opened(str(tmp_path / "other"))
 
 
 def test_rows_and_modalities_the_vault_lacks(index: Index, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from small_encoders import SMALL
 
 from codemae.config import build_config, diff_configs, read_yaml, to_dict
+from codemae.downloads import RELEASED
 from codemae.engine.pretraining import pretrain
 from codemae.engine.run import Run
 from codemae.engine.settings import PretrainConfig
@@ -42,7 +43,9 @@ REDUCED_METHOD: dict[str, dict[str, dict[str, object]]] = {
         "decoder": {"dim": 48, "depth": 1, "num_heads": 3},
     },
 }
+# At this seed steps 1 and 3 of the toy index are paired and step 2 is not.
 REDUCED = {
+    "seed": 0,
     "optim": {
         "max_steps": 3,
         "batch_per_gpu": 2,
@@ -55,6 +58,14 @@ REDUCED = {
     "log": {"every": 1, "tensorboard": False, "sentinel_every": 0},
     "checkpoint": {"every_epochs": None},
     "device": "cpu",
+}
+FROM_ITPN = {
+    *(f"codemae_hivit_base_{name}" for name in ("paper", "official", "ablation")),
+    "mae_hivit_base",
+    "rigid_alignment_hivit_base",
+}
+ABLATIONS = {
+    path.stem for path in CONFIGS if path.parent.name == "ablations" and not path.stem.startswith("tiny_")
 }
 TERMS = {
     "codemae": ("reconstruction", "okd", "ccl", "cdr"),
@@ -82,16 +93,58 @@ def test_config_fills_its_schema_and_runs_three_steps(
     config = resolved(path, **extra)
     assert config.method.encoder.arch == SMALL.get(arch, arch)
     torch.manual_seed(0)
-    pretrain(Run(config, torch.device("cpu")))
+    run = Run(config, torch.device("cpu"))
+    kinds = [run.sampler.is_paired(0, step) for step in range(3)]
+    if config.data.samples == "both" and run.sampler.modalities == ("optical", "sar"):
+        assert kinds == [True, False, True]
+    else:
+        assert kinds == [config.data.samples == "paired"] * 3
+    pretrain(run)
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2, 3]
-    for line in lines:
+    for line, paired in zip(lines, kinds, strict=True):
         terms = {term: line[term] for term in TERMS[name] if term in line}
         assert line["loss"] == pytest.approx(sum(terms.values()), rel=1e-9)
         if name == "codemae":
             switches = {"okd", "ccl", "cdr"}
             wanted = {switch for switch in switches if getattr(config.method, switch).enabled}
-            assert set(terms) in ({"reconstruction", *wanted}, {"reconstruction", *(wanted & {"okd"})})
+            assert set(terms) == {"reconstruction", *(wanted if paired else wanted & {"okd"})}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_released_start_is_of_the_encoder_it_is_for(path: Path) -> None:
+    encoder = resolved(path, output_dir="x").method.encoder
+    if encoder.init:
+        assert RELEASED[encoder.init].arch == encoder.arch
+    assert bool(encoder.init) == (path.stem in FROM_ITPN or path.stem in ABLATIONS)
+
+
+@pytest.mark.parametrize(
+    ("config", "amp"),
+    [("codemae_hivit_base_official", "float16"), ("codemae_hivit_small_1gpu", "bfloat16")],
+)
+def test_shipped_precision_trains_all_four_terms(
+    config: str, amp: str, toy_index: Path, tmp_path: Path, metrics
+) -> None:
+    path = ROOT / "pretrain" / "configs" / f"{config}.yaml"
+    assert resolved(path, output_dir="x").optim.amp == amp
+    method = REDUCED_METHOD["codemae"]
+    method = {**method, "encoder": {"arch": "hivit_tiny", **method["encoder"]}}
+    lines = {}
+    for dtype in ("float32", amp):
+        extra = {**REDUCED, "method": method, "output_dir": str(tmp_path / dtype)}
+        extra["data"] = {"num_workers": 0, "index": [str(toy_index)], "samples": "paired"}
+        extra["optim"] = {**REDUCED["optim"], "max_steps": 2, "amp": dtype, "warmup_epochs": 0}
+        run = Run(resolved(path, **extra), torch.device("cpu"))
+        pretrain(run)
+        lines[dtype] = metrics(tmp_path / dtype)
+    assert run.learner.scaler.is_enabled() == (amp == "float16")
+    # Float16 begins with a scale that overflows once and is halved.
+    assert [line["skipped"] for line in lines[amp]] == [1.0 if amp == "float16" else 0.0, 0.0]
+    moved = [pair for pair in zip(lines[amp], lines["float32"], strict=True) if not pair[0]["skipped"]]
+    for reduced, exact in moved:
+        for term in (*TERMS["codemae"], "grad_norm"):
+            assert reduced[term] == pytest.approx(exact[term], rel=0.05), term
 
 
 def test_paper_and_official_differ_in_every_row_of_the_table() -> None:
@@ -117,8 +170,8 @@ def test_paper_and_official_differ_in_every_row_of_the_table() -> None:
 def test_published_learning_rate_and_batch() -> None:
     config = resolved(ROOT / "pretrain" / "configs" / "codemae_hivit_base_paper.yaml", output_dir="x")
     # 8 GPUs x 128 pairs x 2 images / 256 x 1.5e-4, as the paper's batch of 2048 gives.
-    images = 8 * config.optim.batch_per_gpu * 2
-    assert images == 2048
+    images = config.optim.global_batch * 2
+    assert images == 8 * config.optim.batch_per_gpu * 2 == 2048
     assert config.optim.base_lr * images / 256 == pytest.approx(1.2e-3)
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -95,15 +96,32 @@ def test_torchrun_on_a_mixed_index(toy_index, tmp_path):
         "--nproc_per_node=2",
         f"--master_port={free_port()}",
     ]
-    words = command(
-        *CODEMAE_RUN, *where, "--optim.batch_per_gpu=2", "--optim.epochs=1", "--log.sentinel_every=0"
-    )
+    teacher = [
+        "--method.okd.enabled=true",
+        "--method.okd.teacher.name=efficientnet_lite0",
+        "--method.okd.teacher.pretrained=false",
+    ]
+    words = command(*CODEMAE_RUN, *teacher, *where, "--optim.batch_per_gpu=2", "--optim.epochs=1")
     done = run([*launcher, *words[1:]])
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == 9
+    assert len(lines) == 9 and all("okd" in line for line in lines)
+    # 24 pairs and 12 unpaired samples in batches of 4
+    assert sum({"ccl", "cdr"} <= set(line) for line in lines) == 6
+    assert sum(not {"ccl", "cdr"} & set(line) for line in lines) == 3
+    assert all(math.isfinite(line["loss"]) for line in lines)
     assert "batch: 4 = 2 x 2 processes x 1 accumulated" in done.stdout
     assert done.stdout.count("step 9/9") == 1, "only the main process talks"
+
+
+@pytest.mark.parametrize(("processed", "said"), [(4, False), (2, True)])
+def test_accumulation_says_how_many_samples_are_compared(run_toy, processed, said):
+    done = run_toy(
+        "run", "--optim.global_batch=4", f"--optim.batch_per_gpu={processed}", "--optim.max_steps=1"
+    )
+    assert done.wait() == 0, done.output
+    assert "start: random weights" in done.output
+    assert ("sees 2 of the 4 pairs at a time" in done.output) == said
 
 
 def test_a_mistyped_key_ends_before_any_work(run_toy, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import signal
@@ -8,8 +9,12 @@ import pytest
 import torch
 from command_lines import CODEMAE_RUN, TOY_RUN
 from ddp_helpers import Launched, launch, launch_ranks
+from foreign_files import itpn_file
 
 from codemae.checkpoint import load_run_state
+from codemae.data.index import open_index
+from codemae.models.teacher import TeacherConfig, build_teacher
+from codemae.models.vault import build_vault
 
 LONG = ("--optim.epochs=10", "--checkpoint.every_steps=7", "--method.seconds_per_step=0.01", "--log.every=3")
 STEPS = 90
@@ -198,6 +203,67 @@ def test_harmless_keys_may_change_and_a_finished_run_stays_finished(run_toy, tmp
     assert again.wait() == 0, again.output
     assert "steps: 9 of 9 done" in again.output
     assert metrics(tmp_path / "run") == lines
+
+
+def test_initial_weights_may_move_or_go_once_the_run_has_a_state(toy_index, tmp_path, metrics):
+    def start(name: str, init: object, *more: str) -> Launched:
+        where = [f"--data.index={toy_index}", f"--output_dir={tmp_path / name}"]
+        steady = ["--optim.batch_per_gpu=4", "--optim.max_steps=4", "--checkpoint.every_steps=2"]
+        words = [*CODEMAE_RUN, *where, *steady, f"--method.encoder.init={init}", *more]
+        return launch(words, tmp_path / f"{name}.log")
+
+    first_place, other = tmp_path / "itpn.pth", tmp_path / "other.pth"
+    torch.save({"model": itpn_file()}, first_place)
+    torch.save({"model": {key: value + 1 for key, value in itpn_file().items()}}, other)
+    first = start("first", first_place)
+    assert first.wait() == 0, first.output
+    assert f"start: {first_place}" in first.output
+
+    first_place.unlink()
+    midway = tmp_path / "first" / "previous.pt"
+    assert load_run_state(midway)["step"] == 2
+    second = start("second", tmp_path / "moved.pth", f"--resume={midway}")
+    assert second.wait() == 0, second.output
+    assert f"start: the state in {midway}" in second.output
+    assert metrics(tmp_path / "second") == metrics(tmp_path / "first")[2:]
+    assert same_weights(tmp_path / "second", tmp_path / "first")
+
+    for init, said in ((other, "method.encoder.init does not hold what it held"), ("", "init was")):
+        refused = start("first", init)
+        assert refused.wait() == 2
+        assert said in refused.output
+    missing = start("third", first_place)
+    assert missing.wait() == 2
+    assert "--method.encoder.init '' starts from random weights" in missing.output
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_vault_may_move_but_not_change_or_go(toy_index, tmp_path):
+    teacher = build_teacher(TeacherConfig(name="resnet18", pretrained=False))
+    build_vault(open_index(toy_index, ["train"]), teacher, tmp_path / "vault", size=64)
+
+    def start(name: str, *more: str) -> Launched:
+        where = [f"--data.index={toy_index}", f"--output_dir={tmp_path / 'run'}", "--method.okd.enabled=true"]
+        named = ["--method.okd.teacher.name=resnet18", "--method.okd.teacher.pretrained=false"]
+        steady = ["--optim.batch_per_gpu=4", "--optim.max_steps=2"]
+        return launch([*CODEMAE_RUN, *where, *named, *steady, *more], tmp_path / f"{name}.log")
+
+    first = start("first", f"--method.okd.teacher.vault={tmp_path / 'vault'}")
+    assert first.wait() == 0, first.output
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "vault").rename(moved)
+    again = start("again", f"--method.okd.teacher.vault={moved}")
+    assert again.wait() == 0, again.output
+    assert "steps: 2 of 2 done" in again.output
+
+    live = start("live")
+    assert live.wait() == 2
+    assert "method.okd.teacher.vault was" in live.output
+    described = json.loads((moved / "vault.json").read_text())
+    (moved / "vault.json").write_text(json.dumps({**described, "key": "another"}))
+    changed = start("changed", f"--method.okd.teacher.vault={moved}")
+    assert changed.wait() == 2
+    assert "method.okd.teacher.vault does not hold what it held" in changed.output
 
 
 def test_another_index_in_the_same_folder_is_refused(run_toy, tmp_path):
