@@ -38,11 +38,11 @@ from codemae.config import diff_configs, load_config, read_yaml, to_dict
 from codemae.data.batch import Batch
 from codemae.data.index import open_index
 from codemae.distributed import select_device
+from codemae.downloads import file_hash
 from codemae.engine.interruption import Interruption
 from codemae.engine.pretraining import PretrainConfig
 from codemae.engine.run import Run
 from codemae.evaluation.card import CARD_NAME, MUST_AGREE, Card, sample_std
-from codemae.evaluation.features import file_hash
 from codemae.evaluation.tables import as_table
 from codemae.methods.base import METHODS
 from codemae.modality import MODALITY_NAMES

@@ -178,7 +178,7 @@ def fetch(url: str, path: Path, sha256: str, *, attempts: int = 5, timeout: floa
         raise DownloadError(
             f"{url}: {problem}; {have} bytes are kept in {part}, the same command goes on from there"
         )
-    found = _hash(part)
+    found = file_hash(part)
     if found != sha256.lower():
         part.unlink()
         raise DownloadError(
@@ -209,7 +209,7 @@ def _cached(name: str) -> Fetched | None:
         return None
     release = Release(**yaml.safe_load(description.read_text()))
     path = description.parent / Path(release.filename).name
-    if path.is_file() and _hash(path) == release.sha256.lower():
+    if path.is_file() and file_hash(path) == release.sha256.lower():
         return Fetched(path, release)
     log.warning("%s is missing or has changed since it was fetched; fetching it again", path)
     path.unlink(missing_ok=True)
@@ -262,9 +262,10 @@ def _cache() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "codemae")
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file, as ``sha256sum`` prints it."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

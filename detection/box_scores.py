@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from rich.table import Table
 
+from codemae.downloads import file_hash
 from codemae.evaluation.card import Card, joint_hash, library_versions
 from codemae.mm.coco import AnnotationError, cleaned
 
@@ -161,7 +162,7 @@ def card_of(
     return Card(
         task="detection",
         dataset=config.dataset_name,
-        split_hash=joint_hash([_file_hash(path) for path in files]),
+        split_hash=joint_hash([file_hash(path) if path.is_file() else "not at hand" for path in files]),
         statistics_hash=hashlib.sha256(statistics.encode()).hexdigest()[:16],
         encoder=source["encoder"],
         checkpoint_hash=source["checkpoint_hash"],
@@ -202,10 +203,6 @@ def _plain(value: Any) -> Any:
 def _annotation_files(dataset: Any) -> list[Path]:
     parts = dataset.get("datasets", [dataset])
     return [Path(part.ann_file) for part in parts]
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "not at hand"
 
 
 def _scale(pipeline: Any) -> tuple[int, ...]:

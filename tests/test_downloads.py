@@ -11,6 +11,7 @@ from foreign_files import SIDE, itpn_file
 
 from codemae import downloads
 from codemae.checkpoint import WeightsError
+from codemae.downloads import file_hash
 from codemae.models.factory import load_encoder
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -199,3 +200,8 @@ def test_a_downloaded_page_in_place_of_weights_is_refused(mirror: Mirror) -> Non
     mirror.add("page", "page.pth", b"<html>log in first</html>")
     with pytest.raises(WeightsError, match="damaged"):
         load_encoder("page")
+
+
+def test_file_hash_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert file_hash(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

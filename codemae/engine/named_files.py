@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from codemae.downloads import file_hash
 from codemae.engine.settings import MOVABLE_KEYS, PretrainConfig
-from codemae.models.vault import DESCRIPTION, file_hash
+from codemae.models.vault import DESCRIPTION
 
 
 def named_files(config: PretrainConfig) -> dict[str, str]:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from codemae.checkpoint import InputSpec
 from codemae.data.index import Index
 from codemae.data.labelled import LabelledImages
+from codemae.downloads import file_hash
 from codemae.evaluation.card import joint_hash, write_atomically
 from codemae.models.bands import BandFilling
 
@@ -198,15 +199,6 @@ class FeatureStore:
 def rows_hash(index: Index, rows: np.ndarray) -> str:
     """Names the samples of some rows of an index, wherever the data lies."""
     return joint_hash([index.hash(), hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()])
-
-
-def file_hash(path: str | Path) -> str:
-    """sha256 of a file, as ``sha256sum`` prints it."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def encoder_hash(name: str, encoder: nn.Module) -> str:

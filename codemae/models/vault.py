@@ -30,6 +30,7 @@ from codemae.data.dataset import Draw, PairDataset
 from codemae.data.images import ImageError, SceneCache, as_read, read_window, size_of
 from codemae.data.index import Index
 from codemae.data.views import View, Views
+from codemae.downloads import file_hash
 from codemae.models.teacher import Teacher, TeacherConfig, TeacherError, TokenSource, finish_tokens
 from codemae.models.timm_features import to_tokens
 
@@ -389,21 +390,12 @@ def _check_same(folder: Path, found: str, wanted: str) -> None:
 def _teacher_fields(config: TeacherConfig) -> dict[str, Any]:
     fields = {name: getattr(config, name) for name in ("name", "pretrained", "input_size", "out_index")}
     fields["features"] = config.resolved_features
-    fields["weights"] = file_hash(config.weights) if config.weights else None
+    fields["weights"] = file_hash(config.weights)[:16] if config.weights else None
     return fields
 
 
 def _listed(fields: Mapping[str, Any], names: Sequence[str]) -> str:
     return ", ".join(f"{name}={fields[name]!r}" for name in names)
-
-
-def file_hash(path: str | Path) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()[:16]
 
 
 def _write_text(path: Path, text: str) -> None:

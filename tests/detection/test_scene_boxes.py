@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import pytest
 import rasterio
 import torch
 from data_makers import ROOT
+from peak_memory import peaks_of
 from rasterio.transform import from_origin
 from scipy import ndimage
 
@@ -295,9 +294,5 @@ for side in (2048, 8192):
 
 
 def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(ROOT), str(tmp_path)], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    small, large = (int(line) for line in done.stdout.split())
+    small, large = peaks_of(MEASURE, tmp_path)
     assert large <= 1.15 * small

@@ -23,8 +23,8 @@ def test_files_are_known_by_content_and_vaults_by_key(tmp_path: Path) -> None:
     (tmp_path / "vault" / "vault.json").write_text(json.dumps({"key": "0123abcd"}))
     found = named_files(config(tmp_path / "init.pth", tmp_path / "teacher.pth", tmp_path / "vault"))
     assert found == {
-        "method.encoder.init": hashlib.sha256(b"first").hexdigest()[:16],
-        "method.okd.teacher.weights": hashlib.sha256(b"second").hexdigest()[:16],
+        "method.encoder.init": hashlib.sha256(b"first").hexdigest(),
+        "method.okd.teacher.weights": hashlib.sha256(b"second").hexdigest(),
         "method.okd.teacher.vault": "0123abcd",
     }
 

@@ -9,7 +9,6 @@ from codemae.evaluation.features import (
     Features,
     extract_features,
     extract_together,
-    file_hash,
     read_features,
     save_features,
     weights_hash,
@@ -138,8 +137,3 @@ def test_weights_hash_sees_values_and_names(tmp_path: Path) -> None:
         layer.weight[1] += 1e-6
     assert weights_hash(layer) != before
     assert weights_hash(nn.Sequential(layer)) != weights_hash(layer)
-
-
-def test_file_hash_is_sha256(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert file_hash(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

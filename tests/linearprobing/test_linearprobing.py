@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from codemae import checkpoint
 from codemae.config import ConfigError, build_config, read_yaml
 from codemae.data import labelled
+from codemae.downloads import file_hash
 from codemae.evaluation.card import Card, NotComparableError, compare
-from codemae.evaluation.features import file_hash
 from codemae.models.factory import create_encoder, load_encoder
 
 FOLDER = ROOT / "linearprobing"
