@@ -5,13 +5,16 @@
 Each method gets as many steps as the budget pays for. With ``--tflop`` the operations of forward and backward
 pass are counted on one paired and one unpaired batch of its own, teachers included where they run; tokens of
 a cache (``okd.teacher.vault``) cost nothing. With ``--minutes`` whole steps are timed, optimizer and moving
-averages included, the loader not. A killed queue goes on where it stopped when the same command is given
-again; another budget needs another ``--out``. Beside every result a ``*.made_of.json`` says from which data
-and settings it came; a command with others is refused. ``--table`` runs nothing and takes ``--out`` alone.
+averages included, the loader not. With ``--rates`` each method is pretrained once at every rate first, from a
+seed of its own, and takes the one whose encoders tell held-out training images best; no test image is read.
+A killed queue goes on where it stopped when the same command is given again; another budget needs another
+``--out``. Beside every result a ``*.made_of.json`` says from which data and settings it came; a command with
+others is refused. ``--table`` runs nothing and takes ``--out`` alone.
 ``DIR/table.md`` and ``DIR/equal_cost.json`` hold what is there so far; the last line is one JSON object.
 """
 
 import argparse
+import copy
 import functools
 import hashlib
 import json
@@ -21,27 +24,22 @@ import runpy
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from flops import gflop
+from step_cost import Cost, step_cost
 
 from codemae.analysis.run_encoders import encoder_files
 from codemae.checkpoint import read_encoder
 from codemae.config import diff_configs, load_config, read_yaml, to_dict
-from codemae.data.batch import Batch
 from codemae.data.index import open_index
 from codemae.distributed import select_device
 from codemae.downloads import file_hash
-from codemae.engine.interruption import Interruption
 from codemae.engine.pretraining import PretrainConfig
-from codemae.engine.run import Run
 from codemae.evaluation.card import CARD_NAME, MUST_AGREE, Card, sample_std
 from codemae.evaluation.tables import as_table
 from codemae.methods.base import METHODS
@@ -62,34 +60,19 @@ METHOD_CONFIGS = (
 RANDOM = "random weights"
 KINDS = ("probe", "random")
 WARMUP_SHARE = 0.05
+RATE_SEED, HELD_OUT = 1000, 0.5
 STEP_COST_NAME, COST_NAME, MEMORY_NAME = "step_cost.json", "cost.json", "peak_memory.json"
+RATES_NAME = "rates.json"
 RESULTS = (
     f"*/{STEP_COST_NAME}",
     f"*/seed_*/{COST_NAME}",
     f"*/seed_*/probe_*/{CARD_NAME}",
+    f"*/rates/*/{COST_NAME}",
+    f"*/rates/*/probe_*/{CARD_NAME}",
     f"random_weights/*/*/{CARD_NAME}",
     "*/seed_*/factors.json",
     "*/seed_*/random.json",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What one optimizer step of a method takes, the mean over the paired and unpaired steps of an epoch.
-
-    Attributes:
-        gflop: 10^9 operations.
-        seconds: Of computing, without the loader; 0 where it was not timed.
-        steps_per_epoch: Steps that pass over the index once.
-        images: Images of one modality or the other that a step sees, crops of one image counted once.
-        pairs: Samples of a step that show the same ground.
-    """
-
-    gflop: float
-    seconds: float
-    steps_per_epoch: int
-    images: float
-    pairs: float
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -102,7 +85,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sar", help="labelled index whose SAR images are probed")
     parser.add_argument("--shots", type=int, default=10, help="labelled images a class of the probe (10)")
     parser.add_argument("--probe-size", type=int, default=96, help="side of the probed images (96)")
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        help="learning rates each method chooses from; its config's if not given",
+    )
     args = parse_queue(parser, argv, METHOD_CONFIGS, Path("runs/equal_cost"))
+    if args.rates and (min(args.rates) <= 0 or len(set(args.rates)) < max(2, len(args.rates))):
+        parser.error("--rates: at least two different ones, above 0")
+    if args.rates and any(pair.startswith("optim.lr=") for pair in args.set):
+        parser.error("--rates and --set optim.lr both say the learning rate; give one of them")
     if not args.table and args.index is None:
         parser.error("--index: what to pretrain on?")
     return args
@@ -141,10 +134,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     warn_of_unknown(args.out)
     if not args.table:
         costs = {name: known_cost(args, name) for name in args.configs}
+        rates = {name: chosen_rate(args, name, costs[name]) for name in args.configs}
         for seed in range(args.seeds):
             for name in args.configs:
                 folder = run_folder(args, name, seed)
-                pretrain(args, name, costs[name], seed, folder)
+                pretrain(args, name, costs[name], seed, folder, rates[name])
                 probe(args, folder, seed)
                 write_table(args.out, summarise(args.out, args.configs))
     result = summarise(args.out, args.configs)
@@ -212,9 +206,10 @@ def yaml_of(name: str) -> Path:
     return Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / f"{name}.yaml"
 
 
-def common_words(args: argparse.Namespace, name: str) -> list[str]:
-    """The command line every run of a method shares."""
-    return ["--config", str(yaml_of(name)), f"--data.index={args.index}", *(f"--{pair}" for pair in args.set)]
+def common_words(args: argparse.Namespace, name: str, rate: float = 0) -> list[str]:
+    """The command line every run of a method shares; a rate of 0 leaves it the config's."""
+    words = [f"--{pair}" for pair in args.set] + [f"--optim.lr={rate}"] * (rate > 0)
+    return ["--config", str(yaml_of(name)), f"--data.index={args.index}", *words]
 
 
 @functools.cache
@@ -232,14 +227,15 @@ def pretraining_made_of(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def known_cost(args: argparse.Namespace, name: str) -> Cost:
-    """The cost of a method's step, measured once a queue.
+    """The cost of a method's step, the same at every learning rate; measured once a queue.
 
     Raises:
         SystemExit: It was measured on other data or settings, or not timed where ``--minutes`` needs that.
     """
     file = args.out / Path(name).stem / STEP_COST_NAME
     words, timed = common_words(args, name), args.minutes is not None
-    made_of = {**pretraining_made_of(tuple(words)), "timed": timed}
+    made_of = {**copy.deepcopy(pretraining_made_of(tuple(words))), "timed": timed}
+    del made_of["config"]["optim"]["lr"]
     if not is_done(file, made_of):
         remember(file, made_of)
         if in_own_process(write_step_cost, words, timed, file):
@@ -263,75 +259,42 @@ def write_step_cost(words: Sequence[str], timed: bool, file: Path) -> None:
     file.write_text(json.dumps(asdict(step_cost(words, timed))))
 
 
-def step_cost(words: Sequence[str], timed: bool = False, repeats: int = 5) -> Cost:
-    """Counts, and times where asked, the steps of a run on batches of its own."""
-    with tempfile.TemporaryDirectory() as scratch:
-        words = [*words, f"--output_dir={scratch}", "--log.tensorboard=false", "--data.num_workers=0"]
-        config = load_config(PretrainConfig, words, variants={"method": METHODS.config})
-        run = Run(replace(config, output_dir=scratch), select_device(config.device))
-        sampler, size = run.sampler, run.plan.per_rank
-        kinds: list[tuple[list[Batch], float]] = []
-        gflops = seconds = images = pairs = 0.0
-        for step, steps in example_steps(sampler):
-            draws = sampler.batch(0, step)
-            parts = [draws[start : start + size] for start in range(0, len(draws), size)]
-            batches = [run.dataset.collate([run.dataset[draw] for draw in part]) for part in parts]
-            share = steps / sampler.steps_per_epoch
-            gflops += share * sum(gflop(lambda batch=batch: backward(run, batch)) for batch in batches)
-            distinct = len(draws) / sampler.repeats
-            images += share * distinct * len(sampler.modalities)
-            pairs += share * distinct * batches[0].paired
-            kinds.append((batches, share))
-        if timed:
-            # Steps that move weights come last: those counted are of a run that has not begun.
-            seconds = sum(share * median_seconds(run, batches, repeats) for batches, share in kinds)
-        return Cost(
-            gflop=gflops, seconds=seconds, steps_per_epoch=sampler.steps_per_epoch, images=images, pairs=pairs
-        )
-
-
-def example_steps(sampler: Any) -> Iterator[tuple[int, int]]:
-    """A step of each kind in the first epoch, and how many of its kind an epoch has."""
-    kinds = [sampler.is_paired(0, step) for step in range(sampler.steps_per_epoch)]
-    for kind in (True, False):
-        if kind in kinds:
-            yield kinds.index(kind), kinds.count(kind)
-
-
-def backward(run: Run, batch: Batch) -> None:
-    """Forward and backward pass of a batch, without moving a weight."""
-    run.method.train()
-    with run.learner.autocast():
-        terms = run.method(batch.to(run.device), run.progress)
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
-    loss.backward()
-    run.learner.optimizer.zero_grad(set_to_none=True)
-    run.method.zero_grad(set_to_none=True)
-
-
-def median_seconds(run: Run, micro_batches: Sequence[Batch], repeats: int) -> float:
-    """Median time of a whole step, after one to warm up; the run's weights move."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run.learner.step(micro_batches, run.progress, rate=run.rate, waited=0.0, interruption=Interruption())
-        run.method.after_step(run.progress)
-        if run.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
 def steps_for(args: argparse.Namespace, cost: Cost) -> int:
     """Steps the budget pays for."""
     spent = cost.gflop / 1e3 if args.tflop is not None else cost.seconds / 60
     return max(1, round((args.tflop if args.tflop is not None else args.minutes) / spent))
 
 
-def pretrain(args: argparse.Namespace, name: str, cost: Cost, seed: int, folder: Path) -> None:
+def chosen_rate(args: argparse.Namespace, name: str, cost: Cost) -> float:
+    """The rate with the highest accuracy on held-out images, the mean of modalities; 0 without ``--rates``.
+
+    A pretraining at each rate, with a seed that no row of the table has, and its probes come first. Beside
+    them ``rates.json`` says what each rate came to.
+    """
+    if not args.rates:
+        return 0.0
+    folder = run_folder(args, name, 0).parent
+    scores: dict[float, dict[str, float]] = {}
+    for rate in sorted(args.rates):
+        run = folder / "rates" / str(rate)
+        pretrain(args, name, cost, RATE_SEED, run, rate)
+        probe(args, run, RATE_SEED, ("probe",), HELD_OUT)
+        cards = {side: card_folder(run, "probe", side) for side in encoder_files(run)}
+        scores[rate] = {side: Card.load(place).mean for side, place in cards.items() if place.exists()}
+    best = max(scores, key=lambda rate: statistics.fmean(scores[rate].values()))
+    if best in (min(scores), max(scores)):
+        bound = "smallest" if best == min(scores) else "largest"
+        print(f"note: {name} takes the {bound} rate of those given, {best}; one beyond it may suit it better")
+    (folder / RATES_NAME).write_text(json.dumps({"chosen": best, "held_out": scores}, indent=1))
+    return best
+
+
+def pretrain(
+    args: argparse.Namespace, name: str, cost: Cost, seed: int, folder: Path, rate: float = 0
+) -> None:
     """Runs or resumes one pretraining; what it took goes to ``cost.json`` beside its encoders."""
     steps, file = steps_for(args, cost), folder / COST_NAME
-    made_of = pretraining_made_of(tuple(common_words(args, name)))
+    made_of = pretraining_made_of(tuple(common_words(args, name, rate)))
     if is_done(file, made_of):
         done = json.loads(file.read_text())["steps"]
         if done != steps:
@@ -341,7 +304,7 @@ def pretrain(args: argparse.Namespace, name: str, cost: Cost, seed: int, folder:
             )
         return
     words = [
-        *common_words(args, name),
+        *common_words(args, name, rate),
         *(f"--output_dir={folder}", f"--seed={seed}", f"--optim.max_steps={steps}"),
         f"--optim.epochs={math.ceil(steps / cost.steps_per_epoch) + 1}",
         f"--optim.warmup_epochs={WARMUP_SHARE * steps / cost.steps_per_epoch}",
@@ -394,15 +357,18 @@ def peak_memory() -> dict[str, float]:
     return peaks
 
 
-def probe(args: argparse.Namespace, folder: Path, seed: int) -> None:
+def probe(
+    args: argparse.Namespace, folder: Path, seed: int, kinds: Sequence[str] = KINDS, hold_out: float = 0
+) -> None:
     """Probes a run's encoders, and fresh weights of the same shape, on each modality they take."""
     for modality in MODALITY_NAMES:
         index, file = getattr(args, modality), encoder_files(folder).get(modality)
         if index is None or file is None:
             continue
-        for kind, encoder in (("probe", str(file)), ("random", f"random:{file}")):
+        for kind in kinds:
+            encoder = str(file) if kind == "probe" else f"random:{file}"
             output = card_folder(folder, kind, modality)
-            made_of = probe_made_of(args, index, file, kind, seed)
+            made_of = {**probe_made_of(args, index, file, kind, seed), "hold_out": hold_out}
             if is_done(output / CARD_NAME, made_of):
                 continue
             remember(output / CARD_NAME, made_of)
@@ -410,6 +376,7 @@ def probe(args: argparse.Namespace, folder: Path, seed: int) -> None:
                 *(sys.executable, str(PROBE), "--config", str(PROBE_CONFIG), "--encoder", encoder),
                 *("--data.index", index, "--modality", modality, "--output_dir", str(output)),
                 *("--size", str(args.probe_size), "--init_seed", str(seed), "--shots", str(args.shots)),
+                *("--hold_out", str(hold_out)),
             ]
             if subprocess.run(command).returncode:
                 raise SystemExit(f"{PROBE.parent.name} failed for {encoder}; its message is above")
@@ -471,6 +438,9 @@ def summarise(out: Path, configs: Sequence[str]) -> dict[str, Any]:
         row: dict[str, Any] = {key: statistics.fmean(record[key] for record in records) for key in keys}
         cost = json.loads((out / Path(name).stem / STEP_COST_NAME).read_text())
         row |= {"encoder": read_encoder(first)[1].arch, "seeds": len(runs), "gflop_a_step": cost["gflop"]}
+        row["rate"] = common_rate(runs)
+        chosen = out / Path(name).stem / RATES_NAME
+        row |= {"rates": json.loads(chosen.read_text())} if chosen.exists() else {}
         for modality in MODALITY_NAMES:
             for kind in KINDS:
                 probed = [run for run in runs if modality in encoder_files(run)]
@@ -485,6 +455,18 @@ def summarise(out: Path, configs: Sequence[str]) -> dict[str, Any]:
     for group in compared.values():
         refuse_differences(group)
     return rows
+
+
+def common_rate(runs: Sequence[Path]) -> float:
+    """The learning rate that the runs of a row share.
+
+    Raises:
+        SystemExit: They do not.
+    """
+    rates = {str(run): read_yaml(run / "config.yaml")["optim"]["lr"] for run in runs}
+    if len(set(rates.values())) > 1:
+        raise SystemExit(f"no common row: the learning rates differ, {rates}")
+    return float(next(iter(rates.values())))
 
 
 def trained_on(file: Path) -> dict[str, Any]:
@@ -514,13 +496,14 @@ def write_table(out: Path, rows: Mapping[str, Any]) -> str:
     """Writes ``table.md`` and ``equal_cost.json``; returns the table."""
     heads = {"process_peak_mb": "process GB", "gpu_peak_mb": "GPU GB"}
     peaks = [key for key in heads if any(key in row for row in rows.values())]
-    head = ["method", "encoder", "seeds", "TFLOP", "seconds", *(heads[key] for key in peaks)]
+    head = ["method", "encoder", "rate", "seeds", "TFLOP", "seconds", *(heads[key] for key in peaks)]
     head += ["images", "pairs", "optical", "own random optical", "SAR", "own random SAR", "ranks"]
     lines = [head]
     for name, row in rows.items():
         lines.append(
             [
-                *(name, row["encoder"], str(row["seeds"]), f"{row['tflop']:.0f}", f"{row['seconds']:.0f}"),
+                *(name, row["encoder"], f"{row['rate']:g}", str(row["seeds"])),
+                *(f"{row['tflop']:.0f}", f"{row['seconds']:.0f}"),
                 *(f"{row[key] / 1024:.1f}" if key in row else "" for key in peaks),
                 *(f"{row['images']:,.0f}", f"{row['pairs']:,.0f}"),
                 *(figure(row.get(f"{kind}_{side}")) for side in MODALITY_NAMES for kind in KINDS),

@@ -14,6 +14,7 @@ from torch import Tensor
 from codemae.config import load_config, save_config
 from codemae.data.index import Index, open_index
 from codemae.evaluation.card import CARD_NAME, Card, joint_hash, sample_std
+from codemae.evaluation.carving import carve_validation
 from codemae.evaluation.features import FeatureStore, encoder_hash, rows_hash
 from codemae.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_scores
 from codemae.evaluation.metrics import metric_of, score
@@ -31,12 +32,15 @@ from codemae.evaluation.protocol import (
     check_labels,
     count_classes,
     device_of,
+    groups_of,
     labelled_rows,
     load_named,
     own_inputs,
     usable_rows,
 )
 from codemae.models.bands import BandFilling, filling_for
+
+HOLD_OUT_SEED = 31
 
 
 @dataclass(kw_only=True)
@@ -79,6 +83,9 @@ class ProbeConfig(EvaluationConfig):
             split, ``last`` the last and carves none; ``auto`` is ``last`` with shots, where images to
             validate on would be labels beyond them, else ``val``.
         val_fraction: Share of each class that is carved off; with shots as many more of each class instead.
+        hold_out: Share of each class of the training split that is set apart, the same images for every seed,
+            and takes the test split's place, which is not opened: for choosing settings of a pretraining. 0
+            sets none apart.
         neighbours: Of the nearest-neighbour figure; 0 leaves it out.
         size: Side the images are resized to; the encoder's own when null.
         normalize: Whose mean and deviation standardise the images; ``auto`` takes the encoder's for published
@@ -92,6 +99,7 @@ class ProbeConfig(EvaluationConfig):
     """
 
     data: DataConfig
+    hold_out: float = 0.0
     neighbours: int = NEIGHBOURS
     bands: Literal["auto", "repeat", "rgb_mean", "vv_vh_mean", "zero"] = "auto"
     probe: ProbeSettings = field(default_factory=ProbeSettings)
@@ -99,6 +107,10 @@ class ProbeConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.hold_out < 1:
+            raise ValueError(
+                f"hold_out is {self.hold_out:g}; it must be 0 (none set apart) or a share below 1, as in 0.5"
+            )
         if self.neighbours < 0:
             raise ValueError(f"neighbours is {self.neighbours}; it must be 0 (no such figure) or more")
 
@@ -151,6 +163,9 @@ def probe(config: ProbeConfig) -> Card:
     clock = time.perf_counter()
     train = _split(store, train_index, config.modalities)
     clock = _say(f"features of {len(train.labels)} training images", clock)
+    held_out = None
+    if config.hold_out:
+        train, held_out = _set_apart(train, config.hold_out)
     num_classes = count_classes(train_index, train.labels)
     check_labels(train_index, train.rows, train.labels, num_classes, train.labels.ndim)
     seeds = list(range(config.seeds))
@@ -163,12 +178,12 @@ def probe(config: ProbeConfig) -> Card:
     clock = _say(f"{len(seeds)} classifiers on {', '.join(str(len(rows)) for rows in subsets)} images", clock)
 
     # Only now: nothing that was fitted or chosen can depend on the evaluated split.
-    test_index = open_index(config.data.index, config.data.test_split)
-    test = _split(store, test_index, config.modalities)
-    check_labels(test_index, test.rows, test.labels, num_classes, train.labels.ndim)
+    test = held_out or _split(store, open_index(config.data.index, config.data.test_split), config.modalities)
+    check_labels(test.index, test.rows, test.labels, num_classes, train.labels.ndim)
     queries, answers = test.features.to(device), test.labels.to(device)
     figures = evaluate_probes(states, queries, answers)
-    clock = _say(f"features and figures of {len(test.labels)} test images", clock)
+    evaluated = "test" if held_out is None else "held-out training"
+    clock = _say(f"features and figures of {len(test.labels)} {evaluated} images", clock)
     metrics = {}
     if config.neighbours:
         metrics[f"knn_{metric_of(answers)}"] = _knn(
@@ -263,6 +278,28 @@ def _split(store: FeatureStore, index: Index, modalities: Sequence[str]) -> Spli
     return Split(index=index, rows=rows, features=features, labels=sides[0].labels)
 
 
+def _set_apart(train: Split, share: float) -> tuple[Split, Split]:
+    """Divides a split into the part to train on and the part that stands for the test split."""
+    kept, apart = carve_validation(
+        train.labels,
+        torch.arange(len(train.labels)),
+        HOLD_OUT_SEED,
+        fraction=share,
+        groups=groups_of(train.index, train.rows),
+    )
+    return _part(train, kept), _part(train, apart)
+
+
+def _part(split: Split, rows: Tensor) -> Split:
+    """The rows at these positions of a split."""
+    return Split(
+        index=split.index,
+        rows=split.rows[rows.numpy()],
+        features=split.features[rows],
+        labels=split.labels[rows],
+    )
+
+
 def _card(
     config: ProbeConfig,
     store: FeatureStore,
@@ -274,6 +311,8 @@ def _card(
     settings = asdict(config.probe) | {"fraction": config.fraction}
     if config.selected_by == "val":
         settings["val_fraction"] = config.val_fraction
+    if config.hold_out:
+        settings["hold_out"] = config.hold_out
     if config.neighbours:
         settings |= {"neighbours": config.neighbours, "knn_temperature": TEMPERATURE}
     fillings = [f"{modality} {filling}" for modality, filling in store.fillings.items()]

@@ -215,7 +215,16 @@ def labelled_rows(
         train = label_fraction_rows(labels, num_classes, config.fraction, seed)
     if not carve:
         return train, None
-    groups = [f"{index.source(row)}/{index.cell(row, 'group')}" for row in map(int, rows)]
     return carve_validation(
-        labels, train, seed, fraction=config.val_fraction, shots=config.shots, groups=groups
+        labels,
+        train,
+        seed,
+        fraction=config.val_fraction,
+        shots=config.shots,
+        groups=groups_of(index, rows),
     )
+
+
+def groups_of(index: Index, rows: np.ndarray) -> list[str]:
+    """The scene or place of each row, by source; rows of one must not stand on both sides of a choice."""
+    return [f"{index.source(row)}/{index.cell(row, 'group')}" for row in map(int, rows)]

@@ -8,15 +8,18 @@ from typing import Any
 import equal_cost
 import numpy as np
 import pytest
+import step_cost
 import torch
 import twin_factors
 from data_makers import make_labelled
 from PIL import Image
 from torch import Tensor
 
+from codemae.config import read_yaml
 from codemae.data.synthetic.factors import FACTOR_SIDES
 from codemae.data.synthetic.writer import read_factors, write_dataset
 from codemae.engine.step import Learner
+from codemae.evaluation.card import Card
 
 SMALL = [
     "method.encoder.img_size=32",
@@ -93,9 +96,97 @@ def test_a_budget_becomes_steps_and_the_queue_is_not_run_twice(words: list[str],
     assert (queue / "seed_0" / "encoder.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
+def test_a_rate_is_chosen_without_a_test_image_and_then_used(words: list[str], tmp_path: Path) -> None:
+    pictures = list((tmp_path / "labelled" / "images" / "test").rglob("*.png"))
+    assert pictures
+    hidden = {picture: picture.read_bytes() for picture in pictures}
+    for picture in pictures:
+        picture.write_bytes(b"no picture")
+    command = [word for word in words if not word.startswith("--sar")]
+    command = ["--tflop=0.005", "--rates", "0.02", "0.001", *command]
+    with pytest.raises(SystemExit, match="linearprobing failed"):
+        equal_cost.main(command)  # the rates are compared, the first probe of the table is not possible
+    queue = tmp_path / "queue" / CONFIG
+    rates = json.loads((queue / "rates.json").read_text())
+    figures = {rate: scores["optical"] for rate, scores in rates["held_out"].items()}
+    assert set(figures) == {"0.001", "0.02"} and figures[str(rates["chosen"])] == max(figures.values())
+    for rate in figures:
+        settings = read_yaml(queue / "rates" / rate / "config.yaml")
+        assert settings["optim"]["lr"] == float(rate) and settings["seed"] == equal_cost.RATE_SEED
+        card = Card.load(queue / "rates" / rate / "probe_optical")
+        assert card.settings["hold_out"] == 0.5 and card.mean == figures[rate]
+    for picture, content in hidden.items():
+        picture.write_bytes(content)
+    row = equal_cost.main(command)[CONFIG]
+    assert row["rate"] == rates["chosen"] and row["rates"] == rates
+    assert read_yaml(queue / "seed_0" / "config.yaml")["optim"]["lr"] == rates["chosen"]
+    assert "hold_out" not in Card.load(queue / "seed_0" / "probe_optical").settings
+    with pytest.raises(SystemExit, match=r"config.optim.lr "):
+        equal_cost.main([word for word in command if word not in ("--rates", "0.02", "0.001")])
+
+
+@pytest.mark.parametrize(
+    ("figures", "chosen", "note"),
+    [
+        ({0.001: (50, 20), 0.003: (45, 30), 0.01: (60, 10)}, 0.003, ""),
+        ({0.001: (50, 40), 0.003: (45, 30), 0.01: (60, 10)}, 0.001, "smallest rate of those given, 0.001"),
+        ({0.001: (50, None), 0.003: (45, None), 0.01: (60, None)}, 0.01, "largest rate of those given, 0.01"),
+    ],
+)
+def test_the_rate_with_the_best_mean_of_modalities_is_taken(
+    figures: dict[float, tuple[float, float | None]],
+    chosen: float,
+    note: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def probed(_: Any, run: Path, *__: Any) -> None:
+        for side, value in zip(("optical", "sar"), figures[float(run.name)], strict=True):
+            if value is not None:
+                card_of(value).save(run / f"probe_{side}" / "results.json")
+
+    monkeypatch.setattr(equal_cost, "pretrain", lambda *_: None)
+    monkeypatch.setattr(equal_cost, "probe", probed)
+    monkeypatch.setattr(equal_cost, "encoder_files", lambda _: dict.fromkeys(("optical", "sar"), Path()))
+    args = argparse.Namespace(out=tmp_path, rates=[0.01, 0.003, 0.001])
+    assert equal_cost.chosen_rate(args, CONFIG, Any) == chosen
+    printed = capsys.readouterr().out
+    assert note in printed and bool(note) == bool(printed)
+    args.rates = None
+    assert equal_cost.chosen_rate(args, CONFIG, Any) == 0
+
+
+def card_of(value: float) -> Card:
+    return Card(
+        task="linear_probing",
+        dataset="toy",
+        split_hash="",
+        statistics_hash="",
+        encoder="",
+        checkpoint_hash="",
+        modality="optical",
+        protocol="clean",
+        selected_by="last",
+        metric="overall_accuracy",
+        seeds=[0],
+        values=[value],
+    )
+
+
+def test_runs_at_two_rates_make_no_row(tmp_path: Path) -> None:
+    for seed, rate in enumerate((0.001, 0.003)):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "config.yaml").write_text(f"optim: {{lr: {rate}}}")
+    assert equal_cost.common_rate([tmp_path / "0"]) == 0.001
+    with pytest.raises(SystemExit, match="learning rates differ"):
+        equal_cost.common_rate([tmp_path / "0", tmp_path / "1"])
+
+
 def test_the_mean_step_weighs_paired_and_unpaired_steps_as_an_epoch_has_them(toy_index: Path) -> None:
     def cost(*more: str) -> Any:
-        return equal_cost.step_cost(
+        return step_cost.step_cost(
             ["--config", str(equal_cost.yaml_of(CONFIG)), f"--data.index={toy_index}"]
             + [f"--{word}" for word in (*SMALL, *more)]
         )
@@ -157,14 +248,14 @@ def test_timed_steps_are_whole_ones_and_leave_the_count_alone(
         "--device=cpu",
         "--log.sentinel_every=0",
     ]
-    plain = equal_cost.step_cost(words)
+    plain = step_cost.step_cost(words)
     calls = []
-    step, after_step = Learner.step, equal_cost.METHODS.get("cmid").after_step
+    step, after_step = Learner.step, step_cost.METHODS.get("cmid").after_step
     monkeypatch.setattr(Learner, "step", lambda *a, **k: (calls.append("step"), step(*a, **k))[1])
     monkeypatch.setattr(
-        equal_cost.METHODS.get("cmid"), "after_step", lambda *a: (calls.append("after"), after_step(*a))[1]
+        step_cost.METHODS.get("cmid"), "after_step", lambda *a: (calls.append("after"), after_step(*a))[1]
     )
-    timed = equal_cost.step_cost(words, timed=True, repeats=1)
+    timed = step_cost.step_cost(words, timed=True, repeats=1)
     assert timed.gflop == plain.gflop and timed.seconds > 0 == plain.seconds
     assert calls[:4] == ["step", "after", "step", "after"] and len(calls) % 4 == 0
 
@@ -180,7 +271,15 @@ def test_peak_memory_of_a_run_is_not_that_of_the_process_that_starts_it(tmp_path
 def test_each_method_stands_beside_fresh_weights_of_its_own_encoder(tmp_path: Path) -> None:
     def row(random: float) -> dict[str, Any]:
         probe, fresh = ({"values": [m - 1, m + 1], "mean": m, "std": 2**0.5} for m in (52.8, random))
-        counts = {"encoder": "hivit_tiny", "seeds": 2, "tflop": 12.0, "seconds": 9.0, "images": 8, "pairs": 4}
+        counts = {
+            "encoder": "hivit_tiny",
+            "rate": 1e-3,
+            "seeds": 2,
+            "tflop": 12.0,
+            "seconds": 9.0,
+            "images": 8,
+            "pairs": 4,
+        }
         return {**counts, "probe_optical": probe, "random_optical": fresh, "effective_rank_optical": 3.0}
 
     rows = {"one": row(48.0), "two": {**row(47.0), "process_peak_mb": 2048.0}}
@@ -206,6 +305,12 @@ def test_words_that_a_queue_cannot_do_without(capsys: pytest.CaptureFixture[str]
             equal_cost.parse(words)
     assert equal_cost.parse(["--table"]).table
     assert capsys.readouterr().err.count("--tflop or --minutes, above 0") == 2
+    whole = ["--index=x", "--tflop=1"]
+    assert equal_cost.parse([*whole, "--rates", "1e-3", "3e-3"]).rates == [1e-3, 3e-3]
+    for rates in (["1e-3"], ["1e-3", "1e-3"], ["0", "1e-3"], ["1e-3", "3e-3", "--set", "optim.lr=1"]):
+        with pytest.raises(SystemExit):
+            equal_cost.parse([*whole, "--rates", *rates])
+    assert capsys.readouterr().err.count("--rates") >= 4
 
 
 def test_nothing_to_probe_is_one_sentence() -> None:

@@ -10,6 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -245,6 +247,7 @@ def test_a_mistake_is_one_sentence(
         (("--shot", "3"), "did you mean 'shots'"),
         (("--modality", "thermal"), "modality"),
         (("--seeds", "0"), "at least 1"),
+        (("--hold_out", "1"), "a share below 1"),
         (("--probe.epochs", "0"), "at least 1"),
     ],
 )
@@ -344,6 +347,42 @@ def test_the_validation_images_never_train(script: ModuleType, index: Path, tmp_
         assert sorted([*rows.tolist(), *held.tolist()]) == list(range(18))
         assert torch.bincount(split.labels[held]).tolist() == [2, 2, 2]
     assert not torch.equal(*validations)
+
+
+def test_held_out_images_take_the_place_of_the_test_split(script: ModuleType, tmp_path: Path) -> None:
+    index = make_labelled(tmp_path / "toy", group_size=2, train=8)
+    more = ("--hold_out", "0.5", "--shots", "2")
+    config = script.load_config(script.ProbeConfig, words(index, tmp_path / "out", *more))
+    train = script.open_index(index, "train")
+    split = script._split(script._feature_store(config, train, "cpu"), train, config.modalities)
+    kept, apart = script._set_apart(split, 0.5)
+    assert sorted([*kept.rows, *apart.rows]) == list(range(24))
+    for side in (kept, apart):
+        assert torch.bincount(side.labels).tolist() == [4, 4, 4]
+        torch.testing.assert_close(side.features, split.features[side.rows])
+    assert not {train.cell(int(row), "group") for row in kept.rows} & {
+        train.cell(int(row), "group") for row in apart.rows
+    }
+
+    by_hand = make_labelled(tmp_path / "by_hand", group_size=2, train=8)
+    table = pq.read_table(by_hand / "index.parquet")
+    splits = ["test" if row in set(apart.rows) else "train" for row in range(24)]
+    column = table.column_names.index("split")
+    divided = table.slice(0, 24).set_column(
+        column, table.field(column), pa.array(splits, table.field(column).type)
+    )
+    pq.write_table(divided, by_hand / "index.parquet")
+    for stale in by_hand.glob("*.arrow"):
+        stale.unlink()
+    expected = script.main(words(by_hand, tmp_path / "expected", "--shots", "2"))
+
+    for picture in (index.parent / "images" / "test").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    card = script.main(words(index, tmp_path / "out", *more))
+    assert card.values == expected.values and card.metrics == expected.metrics
+    assert card.settings["hold_out"] == 0.5
+    with pytest.raises(NotComparableError, match="hold_out"):
+        compare(tmp_path / "out", tmp_path / "expected")
 
 
 def test_an_encoder_of_other_bands_is_fed_by_the_named_rule(
