@@ -20,10 +20,12 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import runpy
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -248,10 +250,23 @@ def known_cost(args: argparse.Namespace, name: str) -> Cost:
 
 def in_own_process(function: Callable[..., None], *args: object) -> int:
     """Calls a function in a new process, whose memory holds nothing of this one's; returns its exit code."""
-    process = multiprocessing.get_context("spawn").Process(target=function, args=args)
+    process = multiprocessing.get_context("spawn").Process(target=call_with_parent, args=(function, *args))
     process.start()
     process.join()
     return process.exitcode or 0
+
+
+def call_with_parent(function: Callable[..., None], *args: object) -> None:
+    """Calls a function; ends at once when the parent is killed, whose next run will write the same files."""
+    threading.Thread(target=end_after_parent, daemon=True).start()
+    function(*args)
+
+
+def end_after_parent() -> None:
+    """Waits for the parent's end and ends this process."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def write_step_cost(words: Sequence[str], timed: bool, file: Path) -> None:

@@ -1,7 +1,9 @@
 import argparse
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +270,30 @@ def test_peak_memory_of_a_run_is_not_that_of_the_process_that_starts_it(tmp_path
     assert 50 < peak < len(ballast) / 2**20 < equal_cost.peak_memory()["process_peak_mb"]
 
 
+def test_a_killed_queue_leaves_no_run_behind() -> None:
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    queue = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True, env=paths)
+    assert queue.stdout is not None
+    child = int(queue.stdout.readline())
+    os.kill(child, 0)
+    queue.kill()
+    queue.wait()
+    until = time.monotonic() + 30
+    while time.monotonic() < until and is_alive(child):
+        time.sleep(0.1)
+    assert not is_alive(child)
+
+
+def is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def say_and_sleep() -> None:
+    print(os.getpid(), flush=True)
+    time.sleep(120)
+
+
 def test_each_method_stands_beside_fresh_weights_of_its_own_encoder(tmp_path: Path) -> None:
     def row(random: float) -> dict[str, Any]:
         probe, fresh = ({"values": [m - 1, m + 1], "mean": m, "std": 2**0.5} for m in (52.8, random))
@@ -392,3 +418,7 @@ def test_a_queue_over_the_twin_can_be_tabled_again(
     assert twin_factors.main(["--table", *words[2:], "--configs", CONFIG]) == result
     without = twin_factors.main(["--table", f"--out={tmp_path}", "--configs", CONFIG])
     assert without == {name: result[name] for name in result if name != twin_factors.CEILING}
+
+
+if __name__ == "__main__":
+    equal_cost.in_own_process(say_and_sleep)
