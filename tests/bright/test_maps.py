@@ -1,13 +1,14 @@
 import json
-import resource
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
 import torch
 from data_makers import load_script, picture
+from peak_memory import peaks_of
 from rasterio.transform import Affine
 from rasterio.warp import transform
 from torch import Tensor
@@ -80,36 +81,56 @@ class BrightMeansDestroyed(DamageModel):
 @pytest.fixture
 def known(script: ModuleType, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``infer`` with a model whose answer is known."""
+    monkeypatch.setattr(script, "load_model", lambda _: known_model(trained))
+
+
+def known_model(trained: Path) -> tuple[DamageModel, Any]:
     from damage_file import load_model
 
     description = load_model(trained)[1]
     model = BrightMeansDestroyed()
     model.center, model.spread = description.post["mean"][0], description.post["std"][0]
-    monkeypatch.setattr(script, "load_model", lambda folder: (model, description))
+    return model, description
 
 
-@pytest.mark.usefixtures("known")
-def test_memory_does_not_grow_with_the_scenes(script: ModuleType, tmp_path: Path) -> None:
-    def run(side: int) -> int:
-        paths = []
-        for name, count in (("pre", 3), ("post", 1)):
-            paths.append(tmp_path / f"{name}{side}.tif")
-            profile = {"driver": "GTiff", "height": side, "width": side, "count": count, "dtype": "uint8"}
-            with rasterio.open(paths[-1], "w", **profile, crs=UTM, transform=HERE, tiled=True) as dataset:
-                for row in range(0, side, 256):
-                    strip = np.full((count, 256, side), 20, np.uint8)
-                    strip[:, 40:60, 60:80] = 250
-                    dataset.write(strip, window=rasterio.windows.Window(0, row, side, 256))
-        more = [f"--infer.pre={paths[0]}", f"--infer.post={paths[1]}", "--device=cpu"]
-        tiling = ["--tiling.window=256", "--tiling.overlap=32", "--tiling.panel=512"]
-        assert script.main(["infer", *more, *tiling, f"--output_dir={tmp_path / str(side)}"]) == 0
-        found = json.loads((tmp_path / str(side) / "buildings.geojson").read_text())["features"]
-        assert [feature["properties"]["pixels"] for feature in found] == [400] * (side // 256)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, and it only ever rises
+MEASURE = """
+import resource, sys
+from pathlib import Path
+root, folder = sys.argv[1], Path(sys.argv[2])
+sys.path[:0] = [root + "/bright", root + "/tests", root]
+import torch
+from data_makers import load_script
+torch.set_num_threads(1)
+maps, script = load_script("tests/bright/test_maps.py"), load_script("bright/main.py")
+script.load_model = lambda _: maps.known_model(folder / "trained")
+for side in (1024, 2048):
+    maps.map_in_tiles(script, folder, side)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
-    small = run(1024)
+
+def map_in_tiles(script: ModuleType, folder: Path, side: int) -> None:
+    paths = []
+    for name, count in (("pre", 3), ("post", 1)):
+        paths.append(folder / f"{name}{side}.tif")
+        profile = {"driver": "GTiff", "height": side, "width": side, "count": count, "dtype": "uint8"}
+        with rasterio.open(paths[-1], "w", **profile, crs=UTM, transform=HERE, tiled=True) as dataset:
+            for row in range(0, side, 256):
+                strip = np.full((count, 256, side), 20, np.uint8)
+                strip[:, 40:60, 60:80] = 250
+                dataset.write(strip, window=rasterio.windows.Window(0, row, side, 256))
+    more = [f"--infer.pre={paths[0]}", f"--infer.post={paths[1]}", "--device=cpu"]
+    tiling = ["--tiling.window=256", "--tiling.overlap=32", "--tiling.panel=512"]
+    assert script.main(["infer", *more, *tiling, f"--output_dir={folder / str(side)}"]) == 0
+    found = json.loads((folder / str(side) / "buildings.geojson").read_text())["features"]
+    assert [feature["properties"]["pixels"] for feature in found] == [400] * (side // 256)
+
+
+def test_memory_does_not_grow_with_the_scenes(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "trained").symlink_to(trained)
+    small, large = peaks_of(MEASURE, tmp_path)
     # All logits of the larger scene would be 96 MiB more.
-    assert run(2048) < small * 1.1
+    assert large - small < 48 * 1024
 
 
 @pytest.mark.usefixtures("known")
