@@ -6,7 +6,8 @@ Each method gets as many steps as the budget pays for. With ``--tflop`` the oper
 pass are counted on one paired and one unpaired batch of its own, teachers included where they run; tokens of
 a cache (``okd.teacher.vault``) cost nothing. With ``--minutes`` whole steps are timed, optimizer and moving
 averages included, the loader not. With ``--rates`` each method is pretrained once at every rate first, from a
-seed of its own, and takes the one whose encoders tell held-out training images best; no test image is read.
+seed of its own, and takes the one whose encoders tell held-out training images best; no test image is read,
+and where the best lies at an end of those given, the next beyond it is tried too.
 A killed queue goes on where it stopped when the same command is given again; another budget needs another
 ``--out``. Beside every result a ``*.made_of.json`` says from which data and settings it came; a command with
 others is refused. ``--table`` runs nothing and takes ``--out`` alone.
@@ -283,25 +284,37 @@ def steps_for(args: argparse.Namespace, cost: Cost) -> int:
 def chosen_rate(args: argparse.Namespace, name: str, cost: Cost) -> float:
     """The rate with the highest accuracy on held-out images, the mean of modalities; 0 without ``--rates``.
 
-    A pretraining at each rate, with a seed that no row of the table has, and its probes come first. Beside
-    them ``rates.json`` says what each rate came to.
+    A pretraining at each rate, with a seed that no row of the table has, and its probes come first. While the
+    best is the smallest or the largest, the next one beyond it is tried too, at most as many as were given.
+    Beside the runs ``rates.json`` says what each came to.
     """
     if not args.rates:
         return 0.0
     folder = run_folder(args, name, 0).parent
     scores: dict[float, dict[str, float]] = {}
-    for rate in sorted(args.rates):
-        run = folder / "rates" / str(rate)
-        pretrain(args, name, cost, RATE_SEED, run, rate)
-        probe(args, run, RATE_SEED, ("probe",), HELD_OUT)
-        cards = {side: card_folder(run, "probe", side) for side in encoder_files(run)}
-        scores[rate] = {side: Card.load(place).mean for side, place in cards.items() if place.exists()}
-    best = max(scores, key=lambda rate: statistics.fmean(scores[rate].values()))
-    if best in (min(scores), max(scores)):
-        bound = "smallest" if best == min(scores) else "largest"
-        print(f"note: {name} takes the {bound} rate of those given, {best}; one beyond it may suit it better")
+    best, wanted = 0.0, sorted(args.rates)
+    while wanted:
+        scores |= {rate: held_out_accuracy(args, name, cost, rate) for rate in wanted}
+        best = max(scores, key=lambda rate: statistics.fmean(scores[rate].values()))
+        wanted = rate_beyond(best, scores) if len(scores) < 2 * len(args.rates) else []
     (folder / RATES_NAME).write_text(json.dumps({"chosen": best, "held_out": scores}, indent=1))
     return best
+
+
+def held_out_accuracy(args: argparse.Namespace, name: str, cost: Cost, rate: float) -> dict[str, float]:
+    """Pretrains at a rate and probes on images that are no test images; accuracy in percent by modality."""
+    run = run_folder(args, name, 0).parent / "rates" / str(rate)
+    pretrain(args, name, cost, RATE_SEED, run, rate)
+    probe(args, run, RATE_SEED, ("probe",), HELD_OUT)
+    cards = {side: card_folder(run, "probe", side) for side in encoder_files(run)}
+    return {side: Card.load(place).mean for side, place in cards.items() if place.exists()}
+
+
+def rate_beyond(best: float, tried: Iterable[float]) -> list[float]:
+    """The next rate in the direction of the best, by the ratio of the last two; none if it lies between."""
+    rates = sorted(tried)
+    neighbour = {rates[0]: rates[1], rates[-1]: rates[-2]}.get(best)
+    return [] if neighbour is None else [float(f"{best * best / neighbour:.2g}")]
 
 
 def pretrain(

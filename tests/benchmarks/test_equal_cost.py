@@ -99,7 +99,10 @@ def test_a_budget_becomes_steps_and_the_queue_is_not_run_twice(words: list[str],
 
 
 @pytest.mark.slow
-def test_a_rate_is_chosen_without_a_test_image_and_then_used(words: list[str], tmp_path: Path) -> None:
+def test_a_rate_is_chosen_without_a_test_image_and_then_used(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(equal_cost, "rate_beyond", lambda *_: [])
     pictures = list((tmp_path / "labelled" / "images" / "test").rglob("*.png"))
     assert pictures
     hidden = {picture: picture.read_bytes() for picture in pictures}
@@ -129,20 +132,23 @@ def test_a_rate_is_chosen_without_a_test_image_and_then_used(words: list[str], t
 
 
 @pytest.mark.parametrize(
-    ("figures", "chosen", "note"),
+    ("figures", "chosen"),
     [
-        ({0.001: (50, 20), 0.003: (45, 30), 0.01: (60, 10)}, 0.003, ""),
-        ({0.001: (50, 40), 0.003: (45, 30), 0.01: (60, 10)}, 0.001, "smallest rate of those given, 0.001"),
-        ({0.001: (50, None), 0.003: (45, None), 0.01: (60, None)}, 0.01, "largest rate of those given, 0.01"),
+        ({0.001: (50, 20), 0.003: (45, 30), 0.01: (60, 10)}, 0.003),
+        ({0.001: (50, 40), 0.003: (45, 30), 0.01: (60, 10), 0.00033: (50, 39)}, 0.001),
+        ({0.001: (50, 40), 0.003: (45, 30), 0.01: (60, 10), 0.00033: (50, 41), 0.00011: (9, 9)}, 0.00033),
+        (
+            {0.001: (50, None), 0.003: (45, None), 0.01: (60, None), 0.033: (61, None), 0.11: (60, None)},
+            0.033,
+        ),
+        ({0.001: (1, 1), 0.003: (2, 2), 0.01: (3, 3), 0.033: (4, 4), 0.11: (5, 5), 0.37: (6, 6)}, 0.37),
     ],
 )
 def test_the_rate_with_the_best_mean_of_modalities_is_taken(
     figures: dict[float, tuple[float, float | None]],
     chosen: float,
-    note: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def probed(_: Any, run: Path, *__: Any) -> None:
         for side, value in zip(("optical", "sar"), figures[float(run.name)], strict=True):
@@ -154,8 +160,9 @@ def test_the_rate_with_the_best_mean_of_modalities_is_taken(
     monkeypatch.setattr(equal_cost, "encoder_files", lambda _: dict.fromkeys(("optical", "sar"), Path()))
     args = argparse.Namespace(out=tmp_path, rates=[0.01, 0.003, 0.001])
     assert equal_cost.chosen_rate(args, CONFIG, Any) == chosen
-    printed = capsys.readouterr().out
-    assert note in printed and bool(note) == bool(printed)
+    assert set(json.loads((tmp_path / CONFIG / "rates.json").read_text())["held_out"]) == set(
+        map(str, figures)
+    )
     args.rates = None
     assert equal_cost.chosen_rate(args, CONFIG, Any) == 0
 
