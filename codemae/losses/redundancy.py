@@ -61,6 +61,13 @@ def redundancy_loss(correlation: Tensor, off_diagonal: float = 0.0051, *, target
     With target 1 each dimension agrees with its counterpart and with no other (Barlow Twins, DeCUR Eq. 2, 4
     and 5); with target 0 with none at all (DeCUR Eq. 3).
 
+    Of N samples whose embeddings have nothing to do with each other, the squared correlations are 1 / (N - 1)
+    in expectation, and with target 0 the loss is
+
+        (K + lambda * K (K - 1)) / (N - 1).
+
+    Fresh encoders and small batches start about there: DeCUR's unique term then has nowhere to fall.
+
     Args:
         correlation: C, (K, K); an empty matrix gives 0.
         off_diagonal: lambda.

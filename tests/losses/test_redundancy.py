@@ -69,6 +69,17 @@ def test_redundancy_by_hand() -> None:
     assert redundancy_loss(correlation[:0, :0], 0.1).item() == 0
 
 
+@pytest.mark.parametrize("rows", [8, 32])
+def test_unrelated_embeddings_have_the_loss_of_chance(rows: int) -> None:
+    dim, draws, weight = 12, 400, 0.0051
+    first, second = torch.randn(2, draws, rows, dim, generator=torch.Generator().manual_seed(0))
+    correlations = [cross_correlation(a, b) for a, b in zip(first, second, strict=True)]
+    chance = (dim + weight * dim * (dim - 1)) / (rows - 1)
+    for target, expected in ((0.0, chance), (1.0, dim + chance)):
+        found = torch.stack([redundancy_loss(c, weight, target=target) for c in correlations]).mean()
+        assert found.item() == pytest.approx(expected, rel=0.05)
+
+
 def test_correlation_forgets_scale_and_offset() -> None:
     first, second = (torch.tensor(x) for x in embeddings())
     torch.testing.assert_close(
