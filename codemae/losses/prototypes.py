@@ -20,7 +20,10 @@ def prototype_loss(
 
         p_i  = softmax(s_i / student_temperature)
         q_i  = softmax((t_i - c) / teacher_temperature)
-        loss = -1/R * sum_i sum_k q_ik log p_ik
+        loss = -1/R * sum_i sum_k q_ik log p_ik = 1/R * sum_i [H(q_i) + KL(q_i || p_i)]
+
+    The teacher's entropy H moves with its prototypes, so the loss may rise while student and teacher come to
+    agree (KL falls); at H = log K all prototypes have become alike.
 
     Args:
         student: (R, K).

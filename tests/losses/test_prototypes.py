@@ -5,6 +5,7 @@ import pytest
 import torch
 from ddp_helpers import run_on_ranks
 from torch import Tensor, nn
+from torch.distributions import Categorical, kl_divergence
 from torch.nn.parallel import DistributedDataParallel
 
 from codemae import distributed
@@ -55,6 +56,16 @@ def test_a_teacher_no_different_from_the_center_asks_for_even_assignments() -> N
     center = torch.tensor([0.9, 0.1, -0.5])
     loss = prototype_loss(torch.zeros(1, 3), center[None], center)
     assert loss.item() == pytest.approx(math.log(3), rel=1e-5)
+
+
+def test_loss_is_the_teachers_entropy_and_the_divergence_of_the_two() -> None:
+    student, teacher = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
+    p, q = Categorical(logits=student / 0.2), Categorical(logits=teacher / 0.07)
+    entropy = q.entropy().mean()
+    loss = prototype_loss(student, teacher, torch.zeros(5))
+    torch.testing.assert_close(loss, entropy + kl_divergence(q, p).mean())
+    agreed = prototype_loss(teacher * 0.2 / 0.07, teacher, torch.zeros(5))
+    torch.testing.assert_close(agreed, entropy)
 
 
 def test_gradient_is_the_difference_of_the_assignments_and_none_reaches_the_teacher() -> None:
