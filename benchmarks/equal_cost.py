@@ -7,11 +7,13 @@ pass are counted on one paired and one unpaired batch of its own, teachers inclu
 a cache (``okd.teacher.vault``) cost nothing. With ``--minutes`` whole steps are timed, optimizer and moving
 averages included, the loader not. With ``--rates`` each method is pretrained once at every rate first, from a
 seed of its own, and takes the one whose encoders tell held-out training images best; no test image is read,
-and where the best lies at an end of those given, the next beyond it is tried too.
+and where the best lies at an end of those given, the next beyond it is tried too; a rate at which losses are
+no longer finite is out.
 A killed queue goes on where it stopped when the same command is given again; another budget needs another
 ``--out``. Beside every result a ``*.made_of.json`` says from which data and settings it came; a command with
 others is refused. ``--table`` runs nothing and takes ``--out`` alone.
-``DIR/table.md`` and ``DIR/equal_cost.json`` hold what is there so far; the last line is one JSON object.
+``DIR/table.md`` and ``DIR/equal_cost.json`` hold all rows that are there so far, of earlier commands too; the
+last line is one JSON object.
 """
 
 import argparse
@@ -24,7 +26,6 @@ import multiprocessing
 import os
 import runpy
 import statistics
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,13 +38,13 @@ import torch
 from step_cost import Cost, step_cost
 
 from codemae.analysis.run_encoders import encoder_files
-from codemae.checkpoint import read_encoder
+from codemae.checkpoint import PREVIOUS, read_encoder
 from codemae.config import diff_configs, load_config, read_yaml, to_dict
 from codemae.data.index import open_index
 from codemae.distributed import select_device
 from codemae.downloads import file_hash
 from codemae.engine.pretraining import PretrainConfig
-from codemae.evaluation.card import CARD_NAME, MUST_AGREE, Card, sample_std
+from codemae.evaluation.card import CARD_NAME, MUST_AGREE, Card, sample_std, write_atomically
 from codemae.evaluation.tables import as_table
 from codemae.methods.base import METHODS
 from codemae.modality import MODALITY_NAMES
@@ -64,6 +65,7 @@ RANDOM = "random weights"
 KINDS = ("probe", "random")
 WARMUP_SHARE = 0.05
 RATE_SEED, HELD_OUT = 1000, 0.5
+DIVERGED = 3
 STEP_COST_NAME, COST_NAME, MEMORY_NAME = "step_cost.json", "cost.json", "peak_memory.json"
 RATES_NAME = "rates.json"
 RESULTS = (
@@ -128,6 +130,10 @@ def parse_queue(
     return args
 
 
+class Diverged(SystemExit):
+    """A pretraining whose losses or gradients are no longer finite."""
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Works off the queue and writes the table; returns what the last line holds."""
     args = parse(argv)
@@ -143,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 folder = run_folder(args, name, seed)
                 pretrain(args, name, costs[name], seed, folder, rates[name])
                 probe(args, folder, seed)
-                write_table(args.out, summarise(args.out, args.configs))
-    result = summarise(args.out, args.configs)
+                write_table(args.out, summarise(args.out, rows_in(args, COST_NAME)))
+    result = summarise(args.out, rows_in(args, COST_NAME))
     print(write_table(args.out, result))
     print(json.dumps(result))
     return result
@@ -154,6 +160,13 @@ def run_folder(args: argparse.Namespace, name: str, seed: int) -> Path:
     """Where a method's run of a seed is."""
     folder: Path = args.out / Path(name).stem / f"seed_{seed}"
     return folder
+
+
+def rows_in(args: argparse.Namespace, result: str) -> list[str]:
+    """Names of all methods that have a result of this name, those of the command line first."""
+    found = {file.parents[1].name for file in args.out.glob(f"*/seed_*/{result}")}
+    asked = [Path(name).stem for name in args.configs]
+    return [name for name in asked if name in found] + sorted(found - set(asked))
 
 
 def is_done(file: Path, made_of: Mapping[str, Any]) -> bool:
@@ -177,8 +190,12 @@ def is_done(file: Path, made_of: Mapping[str, Any]) -> bool:
 
 def remember(file: Path, made_of: Mapping[str, Any]) -> None:
     """Notes what a result is made of; called before it is written, so that no new result lacks its note."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    note_of(file).write_text(json.dumps(made_of, indent=1))
+    write_json(note_of(file), made_of)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes a file that a kill leaves whole or not at all."""
+    write_atomically(file, json.dumps(content, indent=1).encode())
 
 
 def note_of(file: Path) -> Path:
@@ -272,7 +289,7 @@ def end_after_parent() -> None:
 
 def write_step_cost(words: Sequence[str], timed: bool, file: Path) -> None:
     """Measures a step and writes what it costs."""
-    file.write_text(json.dumps(asdict(step_cost(words, timed))))
+    write_json(file, asdict(step_cost(words, timed)))
 
 
 def steps_for(args: argparse.Namespace, cost: Cost) -> int:
@@ -286,7 +303,10 @@ def chosen_rate(args: argparse.Namespace, name: str, cost: Cost) -> float:
 
     A pretraining at each rate, with a seed that no row of the table has, and its probes come first. While the
     best is the smallest or the largest, the next one beyond it is tried too, at most as many as were given.
-    Beside the runs ``rates.json`` says what each came to.
+    Beside the runs ``rates.json`` says what each came to, nothing where it diverged.
+
+    Raises:
+        SystemExit: None came to anything.
     """
     if not args.rates:
         return 0.0
@@ -295,16 +315,29 @@ def chosen_rate(args: argparse.Namespace, name: str, cost: Cost) -> float:
     best, wanted = 0.0, sorted(args.rates)
     while wanted:
         scores |= {rate: held_out_accuracy(args, name, cost, rate) for rate in wanted}
-        best = max(scores, key=lambda rate: statistics.fmean(scores[rate].values()))
+        finite = {rate: statistics.fmean(found.values()) for rate, found in scores.items() if found}
+        if not finite:
+            raise SystemExit(
+                f"{name} has no figure at any of the rates {sorted(scores)}: where it diverged give lower "
+                "ones; otherwise probe a modality that its encoders take"
+            )
+        best = max(finite, key=lambda rate: finite[rate])
         wanted = rate_beyond(best, scores) if len(scores) < 2 * len(args.rates) else []
-    (folder / RATES_NAME).write_text(json.dumps({"chosen": best, "held_out": scores}, indent=1))
+    write_json(folder / RATES_NAME, {"chosen": best, "held_out": scores})
     return best
 
 
 def held_out_accuracy(args: argparse.Namespace, name: str, cost: Cost, rate: float) -> dict[str, float]:
-    """Pretrains at a rate and probes on images that are no test images; accuracy in percent by modality."""
+    """Pretrains at a rate and probes on images that are no test images; accuracy in percent by modality.
+
+    Nothing if the pretraining diverged.
+    """
     run = run_folder(args, name, 0).parent / "rates" / str(rate)
-    pretrain(args, name, cost, RATE_SEED, run, rate)
+    try:
+        pretrain(args, name, cost, RATE_SEED, run, rate)
+    except Diverged:
+        print(f"== {run}: diverged, out", flush=True)
+        return {}
     probe(args, run, RATE_SEED, ("probe",), HELD_OUT)
     cards = {side: card_folder(run, "probe", side) for side in encoder_files(run)}
     return {side: Card.load(place).mean for side, place in cards.items() if place.exists()}
@@ -320,7 +353,14 @@ def rate_beyond(best: float, tried: Iterable[float]) -> list[float]:
 def pretrain(
     args: argparse.Namespace, name: str, cost: Cost, seed: int, folder: Path, rate: float = 0
 ) -> None:
-    """Runs or resumes one pretraining; what it took goes to ``cost.json`` beside its encoders."""
+    """Runs or resumes one pretraining; what it took goes to ``cost.json`` beside its encoders.
+
+    Of a finished run's two checkpoints the older one is removed.
+
+    Raises:
+        Diverged: Its losses or gradients are no longer finite.
+        SystemExit: It failed in another way, or the folder holds a run of another budget.
+    """
     steps, file = steps_for(args, cost), folder / COST_NAME
     made_of = pretraining_made_of(tuple(common_words(args, name, rate)))
     if is_done(file, made_of):
@@ -340,8 +380,11 @@ def pretrain(
         *(f"--checkpoint.every_steps={max(1, steps // 5)}", "--resume=auto"),
     ]
     print(f"== {folder}: {steps} steps, {steps * cost.gflop / 1e3:.1f} TFLOP", flush=True)
-    if in_own_process(pretrain_and_measure, words, folder / MEMORY_NAME):
-        raise SystemExit(f"{PRETRAIN.name} failed for {name}, seed {seed}; its message is above")
+    code = in_own_process(pretrain_and_measure, words, folder / MEMORY_NAME)
+    if code:
+        raise (Diverged if code == DIVERGED else SystemExit)(
+            f"{PRETRAIN.name} failed for {name}, seed {seed}; its message is above"
+        )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     spans = [after - before for before, after in pairwise([0, *(line["step"] for line in lines)])]
     record = {
@@ -356,19 +399,25 @@ def pretrain(
         **{key: value for key, value in lines[-1].items() if key.startswith("effective_rank")},
     }
     remember(file, made_of)
-    file.write_text(json.dumps(record, indent=1))
+    write_json(file, record)
+    (folder / PREVIOUS).unlink(missing_ok=True)
 
 
 def pretrain_and_measure(words: Sequence[str], file: Path) -> None:
     """Runs a pretraining in this process and writes its peak memory, the highest of all attempts."""
-    sys.argv = [str(PRETRAIN), *words]
     try:
-        runpy.run_path(str(PRETRAIN), run_name="__main__")
+        run_script(PRETRAIN, words)
     finally:
         peaks = peak_memory()
         before = json.loads(file.read_text()) if file.exists() else {}
         if file.parent.exists():
-            file.write_text(json.dumps({key: max(peak, before.get(key, 0)) for key, peak in peaks.items()}))
+            write_json(file, {key: max(peak, before.get(key, 0)) for key, peak in peaks.items()})
+
+
+def run_script(script: Path, words: Sequence[str]) -> None:
+    """Runs a script of this repository in this process, as its command line would."""
+    sys.argv = [str(script), *words]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def peak_memory() -> dict[str, float]:
@@ -401,12 +450,12 @@ def probe(
                 continue
             remember(output / CARD_NAME, made_of)
             command = [
-                *(sys.executable, str(PROBE), "--config", str(PROBE_CONFIG), "--encoder", encoder),
+                *("--config", str(PROBE_CONFIG), "--encoder", encoder),
                 *("--data.index", index, "--modality", modality, "--output_dir", str(output)),
                 *("--size", str(args.probe_size), "--init_seed", str(seed), "--shots", str(args.shots)),
                 *("--hold_out", str(hold_out)),
             ]
-            if subprocess.run(command).returncode:
+            if in_own_process(run_script, PROBE, command):
                 raise SystemExit(f"{PROBE.parent.name} failed for {encoder}; its message is above")
 
 
@@ -539,8 +588,8 @@ def write_table(out: Path, rows: Mapping[str, Any]) -> str:
             ]
         )
     table = as_table(lines, markdown=True)
-    (out / "table.md").write_text(table + "\n")
-    (out / "equal_cost.json").write_text(json.dumps(rows, indent=1))
+    write_atomically(out / "table.md", f"{table}\n".encode())
+    write_json(out / "equal_cost.json", rows)
     return table
 
 

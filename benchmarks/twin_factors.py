@@ -66,15 +66,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if not args.table:
         work_off(args)
     scores: dict[str, list[dict[str, dict[str, float]]]] = {}
-    for name in args.configs:
-        kinds = {
-            "factors": Path(name).stem,
-            **({"random": equal_cost.RANDOM} if name == args.configs[0] else {}),
-        }
-        for kind, label in kinds.items():
-            files = sorted((args.out / Path(name).stem).glob(f"seed_*/{kind}.json"))
-            if files:
-                scores[label] = [json.loads(file.read_text()) for file in files]
+    for kind in ("factors", "random"):
+        for name in equal_cost.rows_in(args, f"{kind}.json"):
+            files = sorted((args.out / name).glob(f"seed_*/{kind}.json"))
+            label = name if kind == "factors" else equal_cost.RANDOM
+            scores.setdefault(label, [json.loads(file.read_text()) for file in files])
     result = {name: means(runs) for name, runs in scores.items()}
     if (Path(args.index) / "index.parquet").exists():
         ceiling = scene_ceiling(args.index, "test", args.size)

@@ -14,19 +14,21 @@ import torch
 from codemae.checkpoint import CheckpointError
 from codemae.config import load_config
 from codemae.distributed import is_main, process_group, select_device
-from codemae.engine.pretraining import Interrupted, PretrainConfig, TrainingStopped, pretrain
+from codemae.engine.pretraining import Diverged, Interrupted, PretrainConfig, TrainingStopped, pretrain
 from codemae.engine.run import Run
 from codemae.methods.base import METHODS
 
 WRONG_INPUT = 2
 STOPPED = 1
+DIVERGED = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code.
 
     0 done; 1 stopped with a checkpoint, or the checkpoint could not be written; 2 wrong config, data or run
-    folder, before any work; 143 and 130 saved after SIGTERM and Ctrl-C: the same command resumes.
+    folder, before any work; 3 losses or gradients are no longer finite, saved as before them; 143 and 130
+    saved after SIGTERM and Ctrl-C: the same command resumes.
     """
     config = load_config(PretrainConfig, argv, variants={"method": METHODS.config}, description=__doc__ or "")
     try:
@@ -44,6 +46,8 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> int:
         return _explain(error, WRONG_INPUT)
     try:
         pretrain(run)
+    except Diverged as error:
+        return _explain(error, DIVERGED)
     except (TrainingStopped, CheckpointError) as error:
         return _explain(error, STOPPED)
     except Interrupted as stop:

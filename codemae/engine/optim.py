@@ -12,8 +12,9 @@ from codemae.engine.settings import OptimConfig
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The configured optimizer over all trainable parameters; those of one dimension have no weight decay.
 
-    LARS adapts the rate of weights layer by layer, to 0.001 |w| / (|g| + weight_decay |w|), and leaves
-    parameters of one dimension to plain SGD with momentum, as Barlow Twins, BYOL and DeCUR use it.
+    LARS adapts the rate of weights layer by layer, to 0.001 |w| / (|g| + weight_decay |w|), as You et al.
+    write it (DeCUR's code divides by |g + weight_decay w|), and leaves parameters of one dimension to plain
+    SGD with momentum, as Barlow Twins, BYOL and DeCUR do.
     """
     # Sorted out by a decay of 1, since without any decay timm would put all in one group.
     groups = param_groups_weight_decay(module, 1.0)

@@ -9,7 +9,7 @@ from codemae.engine.sentinel import COLLAPSED_BELOW
 from codemae.engine.settings import PretrainConfig
 from codemae.engine.step import StepReport
 
-__all__ = ["Interrupted", "PretrainConfig", "TrainingStopped", "pretrain"]
+__all__ = ["Diverged", "Interrupted", "PretrainConfig", "TrainingStopped", "pretrain"]
 
 MOST_SKIPPED_IN_ROW = 10
 MOST_BAD_SAMPLES = 0.01
@@ -19,11 +19,16 @@ class TrainingStopped(RuntimeError):
     """Going on would be no use; the message says why and what to change."""
 
 
+class Diverged(TrainingStopped):
+    """Losses or gradients are no longer finite."""
+
+
 def pretrain(run: Run) -> None:
     """Trains until the last step, and saves.
 
     Raises:
-        TrainingStopped: Ten steps in a row were not finite, or more than 1% of an epoch could not be read.
+        Diverged: Ten steps in a row were not finite.
+        TrainingStopped: More than 1% of an epoch could not be read.
         Interrupted: SIGTERM or Ctrl-C came; the run has been saved.
         codemae.checkpoint.CheckpointError: The disk is full; what was saved before is intact.
     """
@@ -54,7 +59,7 @@ def count_skipped(run: Run, report: StepReport) -> None:
     """Counts steps without finite loss and gradient.
 
     Raises:
-        TrainingStopped: There were ten in a row; the run is saved as it was before them.
+        Diverged: There were ten in a row; the run is saved as it was before them.
     """
     if report.finite:
         run.skipped_in_row = 0
@@ -66,7 +71,7 @@ def count_skipped(run: Run, report: StepReport) -> None:
     run.log.say(f"step {run.step + 1} skipped: loss terms {shown}, gradient norm {report.grad_norm}")
     if run.skipped_in_row == MOST_SKIPPED_IN_ROW:
         run.save_streak_start()
-        raise TrainingStopped(
+        raise Diverged(
             f"{MOST_SKIPPED_IN_ROW} steps in a row had a loss or gradient that is not finite. Saved as it "
             f"was before them, at step {run.step}, in {run.folder}. Look at the terms above; a lower "
             "optim.base_lr, optim.clip_grad, or optim.amp bfloat16 or float32, in another --output_dir, help."

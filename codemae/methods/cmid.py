@@ -197,9 +197,10 @@ class CMID(Method):
     three; optical, SAR or both, where theirs is optical alone. ``paper`` and ``official`` settings are
     configs, not code: pixel loss, options of the frequency loss, temperatures, norms of the prototype head,
     crops, views that are augmented. Their second view also changes its hue and gets noise; their centre
-    moves once for each direction, twice a step. They pretrain on the test split of MillionAID; here an index
-    says what is read. Where printed equations cannot be meant (Eq. 5 and 10), the losses say what is done
-    instead.
+    moves once for each direction, twice a step. Their places of cells add a crop's offset, as a share of the
+    room it has, to positions in pixels, so that where a crop lies hardly counts; here Eq. 6 and 7 hold. They
+    pretrain on the test split of MillionAID; here an index says what is read. Where printed equations cannot
+    be meant (Eq. 5 and 10), the losses say what is done instead.
 
     Decided here, where the paper is silent: batch means of the frequency loss and of the centre, statistics
     of batch norms and the keys of the queue are those of all ranks. Both views go through an encoder as one
@@ -218,7 +219,8 @@ class CMID(Method):
         self.config = config
         modalities = config.modalities
         channels = {name: config.encoder.channels[name] for name in modalities}
-        wanted = replace(config.encoder, channels=channels)
+        center = [name for name in config.encoder.center if name in modalities]
+        wanted = replace(config.encoder, channels=channels, center=center)
         if takes(wanted.arch, "pyramid"):
             wanted = replace(wanted, pyramid=False)
         self.encoder = build_encoder(wanted)

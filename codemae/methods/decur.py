@@ -143,16 +143,19 @@ class DeCUR(Method):
     batch of a process. LARS is used where a config names it, there AdamW always; their AdamW also decays
     biases and norms, ours never does. Their cosine moves once an epoch, ours at every step. Views are two
     crops of one image, there of two seasons' images, which our index does not have, and are standardised by
-    their source's statistics, there on SSL4EO-S12 and GeoNRW left in [0, 1]. No class token in ViT. The
+    their source's statistics, there on SSL4EO-S12 and GeoNRW left in [0, 1]. Correlations are computed in
+    float32, there under autocast in half precision. No class token in ViT. MiT, the encoder of the paper's
+    best RGB-depth rows, is not offered. The
     deformable attention of each modality is trained.
 
     The other rows differ too. Barlow Twins, VICReg, SimCLR and CLIP start their ResNet-50 from random weights
     there, their ViT from ImageNet. Barlow Twins and VICReg have one projector for both modalities there, by
     the mistake of ``projector.shared``. VICReg: covariances are gathered over processes there but divided by
     the batch of one less 1, here by the real N - 1; its weights are options that are not declared. SimCLR and
-    CLIP: their projector is 2048-512-128 with biases and a batch norm at the end, in the configs here
-    2048-2048-128 with neither; their temperature is 1.0 and fixed, here 0.1 and fixed for SimCLR, 0.07 and
-    learned for CLIP. CLIP: the first modality has to find the second there, here each the other.
+    CLIP: their projector has two layers, 2048-512-128, with biases and a batch norm at the end, in the
+    configs here three, 2048-2048-2048-128, with neither; their temperature is 1.0 and fixed, here 0.1 and
+    fixed for SimCLR, 0.07 and learned for CLIP. CLIP: the first modality has to find the second there, here
+    each the other.
 
     Reference: Wang et al., "Decoupling Common and Unique Representations for Multimodal Self-supervised
         Learning", ECCV 2024, arXiv:2309.05300.
@@ -168,6 +171,10 @@ class DeCUR(Method):
         if config.intra and config.objective != "redundancy":
             raise ValueError(
                 f"method.objective {config.objective} compares modalities only; set method.intra=false"
+            )
+        if config.contrast.learn and config.objective not in ("nt_xent", "info_nce"):
+            raise ValueError(
+                f"method.objective {config.objective} has no temperature; set method.contrast.learn=false"
             )
         self.views = _views(config)
         self.backbones = nn.ModuleDict({name: self._encoder(name) for name in PAIR})

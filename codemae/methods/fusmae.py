@@ -120,7 +120,8 @@ class FusMAE(Method):
     paper leaves open as the docstrings of ``FusionConfig``, ``FusionViT``, ``FusMAEConfig`` and
     ``FusMAEDecoderConfig`` say. The two directions of ``XAttnEncoder`` share their weights, for Eq. 2 writes
     one CA; the two decoders do not. "Uniformly across modalities" is read as the same share of each. There
-    are two presets: ``paper``, its equations to the letter, and ``multimae``, what the code of MultiMAE, on
+    are two presets: ``paper``, its equations to the letter but for a norm before each decoder's first Linear,
+    which stands before Eq. 9 and which no equation has, and ``multimae``, what the code of MultiMAE, on
     which the paper builds, does where the two part: pre-norm, heads and output projections in
     cross-attention, which moves into the decoder, and random crops with flips. Random draws belong to the
     sample and not to the worker.

@@ -7,7 +7,6 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -20,7 +19,6 @@ from codemae.evaluation.features import encoder_hash
 from codemae.mm.checkpoints import PAIR
 from codemae.modality import MODALITY_NAMES
 from codemae.models.cross_fusion import XAttnEncoder
-from codemae.models.embeddings import patch_grid
 from codemae.models.encoder import Encoder
 from codemae.models.factory import create_encoder, load_encoder
 from codemae.models.hivit import HiViT, PatchMerge
@@ -212,10 +210,7 @@ class CoDeMAEBackbone(BaseModule):
         """Maps at strides 4, 8, 16, 32 and perhaps 64."""
         widths = [self._channels(images, name) for name in self.modalities]
         parts = dict(zip(self.modalities, images.split(widths, dim=1), strict=True))
-        if len(parts) > 1 and self.encoder.fuses:
-            pyramids = _fused_pyramids(cast(HiViT, self.encoder), parts)
-        else:
-            pyramids = {name: self.encoder.pyramid(part, name) for name, part in parts.items()}
+        pyramids = self.encoder.pyramid_together(parts)
         normed = [self._normed(maps, name) for name, maps in pyramids.items()]
         maps = [
             torch.cat(level, dim=1) if len(level) > 1 else level[0] for level in zip(*normed, strict=True)
@@ -334,16 +329,6 @@ def _widths(encoder: Encoder) -> list[int]:
         raise BackboneError(
             f"{encoder.arch} has no feature maps at strides 4 to 32; take a hivit, a resnet50 or a swin"
         ) from None
-
-
-def _fused_pyramids(encoder: HiViT, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """The maps of ``encoder.pyramid`` of each modality, after all modalities of the ground have met."""
-    h, w = patch_grid(next(iter(images.values())), encoder.patch_size)
-    levels = reversed(encoder.level_features(encoder.encode(images)))
-    maps = [rearrange(x, "b (h w) p q d -> b d (h p) (w q)", h=h, w=w) for x in levels]
-    maps.append(F.avg_pool2d(maps[-1], 2, ceil_mode=True))
-    parts = [level.chunk(len(images)) for level in maps]
-    return {name: [level[place] for level in parts] for place, name in enumerate(images)}
 
 
 def _unreached(encoder: Encoder, modalities: tuple[str, ...]) -> frozenset[str]:

@@ -27,7 +27,8 @@ class Encoder(nn.Module):
         channels: Input channels of each modality it knows.
         inputs: The encoder file's input contract by modality.
         metadata: All of the encoder file's header.
-        fuses: Whether ``pooled_together`` answers otherwise than ``pooled``.
+        fuses: Whether modalities given together, to ``pooled_together`` and ``pyramid_together``, see each
+            other.
         checkpoint_activations: Whether ``run_block`` saves memory in training.
     """
 
@@ -85,6 +86,10 @@ class Encoder(nn.Module):
     def pyramid(self, images: Tensor, modality: str) -> list[Tensor]:
         """Feature maps at strides 4, 8, 16 and 32: (B, D_level, H/s, W/s)."""
         raise TypeError(f"{self.arch} has no feature maps at strides 4, 8, 16 and 32")
+
+    def pyramid_together(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """``pyramid`` of each modality of the same ground; here each sees itself alone."""
+        return {modality: self.pyramid(image, modality) for modality, image in images.items()}
 
     @property
     def stem_dim(self) -> int:

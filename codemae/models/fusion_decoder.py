@@ -74,8 +74,9 @@ class QueryDecoder(LatentDecoder):
         **kwargs: As for ``LatentDecoder``.
 
     Differs from MultiMAE: the cross-attention keeps its residual, as Eq. 10 of Fus-MAE writes it; the global
-    token is not in the context; latents are normalised before they are embedded; only removed patches are
-    predicted.
+    token is not in the context; latents are normalised before they are embedded, tokens once more before they
+    become pixels; the embedding of the modality is added to the context alone, there to the queries too; only
+    removed patches are predicted.
 
     Reference: Bachmann et al., "MultiMAE: Multi-modal Multi-task Masked Autoencoders", ECCV 2022.
     """

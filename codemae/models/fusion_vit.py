@@ -176,16 +176,22 @@ class FusionViT(MaskableEncoder):
 
     def pyramid(self, images: Tensor, modality: str) -> list[Tensor]:
         """The last map, bilinearly resampled to strides 4, 8, 16 and 32; it has no weights of its own."""
-        H, W = images.shape[-2:]
-        h, w = H // self.patch_size, W // self.patch_size
-        last = rearrange(self(images, modality), "b (h w) d -> b d h w", h=h, w=w)
+        return self.pyramid_together({modality: images})[modality]
+
+    def pyramid_together(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """``pyramid`` of each modality of the same ground, after all have met."""
+        first = next(iter(images.values()))
+        (H, W), (h, w) = first.shape[-2:], patch_grid(first, self.patch_size)
+        last = rearrange(self.encode(images).tokens, "b (h w) d -> b d h w", h=h, w=w)
         sizes = [(-(-H // stride), -(-W // stride)) for stride in (4, 8, 16, 32)]
-        return [
+        maps = [
             last
             if size == (h, w)
             else F.interpolate(last, size=size, mode="bilinear", antialias=size < (h, w))
             for size in sizes
         ]
+        parts = [level.chunk(len(images)) for level in maps]
+        return {name: [level[place] for level in parts] for place, name in enumerate(images)}
 
     def layer_ids(self) -> dict[str, int]:
         """0 for projections, positions and global token, i + 1 for ``blocks.i``, then the norm."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codemae.checkpoint import WeightsError
 from codemae.downloads import DownloadError
-from codemae.models.embeddings import INNER, PatchEmbed, sincos_positions
+from codemae.models.embeddings import INNER, PatchEmbed, patch_grid, sincos_positions
 from codemae.models.filling import resize_mask
 from codemae.models.layers import Block, LayerNorm, init_linear_xavier
 from codemae.models.maskable import MaskableEncoder
@@ -201,10 +201,19 @@ class HiViT(MaskableEncoder):
 
     def pyramid(self, images: Tensor, modality: str) -> list[Tensor]:
         """Feature maps at strides 4, 8, 16 and, by 2 x 2 average pooling, 32: (B, D_level, H/s, W/s)."""
-        h, w = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
-        levels = self.level_features(self.encode({modality: images}))
-        maps = [rearrange(x, "b (h w) p q d -> b d (h p) (w q)", h=h, w=w) for x in reversed(levels)]
-        return [*maps, F.avg_pool2d(maps[-1], 2, ceil_mode=True)]
+        return self._pyramids({modality: images})[modality]
+
+    def pyramid_together(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """``pyramid`` of each modality of the same ground, where it ``fuses`` after all have met."""
+        return self._pyramids(images) if self.fuses else super().pyramid_together(images)
+
+    def _pyramids(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        h, w = patch_grid(next(iter(images.values())), self.patch_size)
+        levels = reversed(self.level_features(self.encode(images)))
+        maps = [rearrange(x, "b (h w) p q d -> b d (h p) (w q)", h=h, w=w) for x in levels]
+        maps.append(F.avg_pool2d(maps[-1], 2, ceil_mode=True))
+        parts = [level.chunk(len(images)) for level in maps]
+        return {name: [level[place] for level in parts] for place, name in enumerate(images)}
 
     def layer_ids(self) -> dict[str, int]:
         """Depth of every parameter for layer-wise decay, merges counted as layers.

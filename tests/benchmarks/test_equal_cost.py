@@ -167,6 +167,46 @@ def test_the_rate_with_the_best_mean_of_modalities_is_taken(
     assert equal_cost.chosen_rate(args, CONFIG, Any) == 0
 
 
+def test_a_rate_at_which_losses_end_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretrained(_: Any, name: str, __: Any, seed: int, folder: Path, rate: float) -> None:
+        if rate > limit:
+            raise equal_cost.Diverged("not finite")
+        card_of(rate).save(folder / "probe_optical" / "results.json")
+
+    limit = 0.005
+    monkeypatch.setattr(equal_cost, "pretrain", pretrained)
+    monkeypatch.setattr(equal_cost, "probe", lambda *_: None)
+    monkeypatch.setattr(equal_cost, "encoder_files", lambda _: {"optical": Path()})
+    args = argparse.Namespace(out=tmp_path, rates=[0.01, 0.003, 0.001])
+    assert equal_cost.chosen_rate(args, CONFIG, Any) == 0.003
+    written = json.loads((tmp_path / CONFIG / "rates.json").read_text())
+    assert written["held_out"] == {"0.001": {"optical": 0.001}, "0.003": {"optical": 0.003}, "0.01": {}}
+    limit = 0.0
+    with pytest.raises(SystemExit, match=r"no figure at any of the rates \[0.001, 0.003, 0.01\]"):
+        equal_cost.chosen_rate(args, CONFIG, Any)
+
+
+@pytest.mark.parametrize(("code", "error"), [(3, equal_cost.Diverged), (1, SystemExit), (-9, SystemExit)])
+def test_only_losses_that_end_are_a_divergence(
+    code: int, error: type[BaseException], toy_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(equal_cost, "in_own_process", lambda *_: code)
+    args = cost_arguments(tmp_path, toy_index, tflop=1.0)
+    cost = step_cost.Cost(gflop=500, seconds=0, images=8, pairs=4, steps_per_epoch=3)
+    with pytest.raises(SystemExit, match="its message is above") as raised:
+        equal_cost.pretrain(args, CONFIG, cost, 0, tmp_path / "run")
+    assert raised.type is error
+
+
+def test_a_table_has_the_rows_of_earlier_commands(tmp_path: Path) -> None:
+    for name in ("late", "early", CONFIG, "no_result"):
+        (tmp_path / name / "seed_0").mkdir(parents=True)
+        if name != "no_result":
+            (tmp_path / name / "seed_0" / "cost.json").touch()
+    args = argparse.Namespace(out=tmp_path, configs=["some/late.yaml", "absent"])
+    assert equal_cost.rows_in(args, "cost.json") == ["late", CONFIG, "early"]
+
+
 def card_of(value: float) -> Card:
     return Card(
         task="linear_probing",

@@ -97,6 +97,14 @@ def test_blur_keeps_constants_and_small_images() -> None:
     torch.testing.assert_close(gaussian_blur(sharp, torch.tensor([0.1]), 2.0), sharp)
 
 
+def test_blur_is_as_exact_under_autocast() -> None:
+    sharp, sigma = images(2), torch.tensor([0.5, 1.5])
+    expected = gaussian_blur(sharp, sigma, 2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        blurred = gaussian_blur(sharp, sigma, 2.0)
+    assert torch.equal(blurred, expected) and blurred.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"blur": 1.5}, "probability"), ({"contrast": -1.0}, "0 to 1"), ({"blur_sigma": (0.0, 1.0)}, "low")],

@@ -218,6 +218,14 @@ def test_thirty_steps_lower_the_loss_and_reach_every_parameter(row: str) -> None
     assert np.mean(values[-3:]) < 0.8 * np.mean(values[:3])
 
 
+@pytest.mark.parametrize("objective", ["redundancy", "vicreg"])
+def test_a_temperature_that_nothing_would_train_is_refused(objective: Any) -> None:
+    wanted = config(objective=objective, intra=False)
+    wanted.contrast.learn = True
+    with pytest.raises(ValueError, match=f"{objective} has no temperature.*learn=false"):
+        DeCUR(wanted)
+
+
 def test_a_learned_temperature_leaves_the_cap_again() -> None:
     wanted = config(**ROWS["clip"])
     wanted.contrast.learn, wanted.contrast.temperature = True, 0.0099

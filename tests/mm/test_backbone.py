@@ -305,6 +305,21 @@ def test_every_trainable_parameter_of_a_fusing_encoder_gets_a_gradient(
     assert all(".cross." in name or name.startswith("patch_embed.") for name in still)
 
 
+@pytest.mark.parametrize("norm_maps", [False, True])
+def test_a_fusing_vit_gives_four_maps_of_both(tmp_path: Path, norm_maps: bool) -> None:
+    path = encoder_file(tmp_path, arch="fusmae_vit_tiny", fusion={})
+    backbone = CoDeMAEBackbone(encoder=str(path), modality="both", norm_maps=norm_maps).eval()
+    encoder: Any = load_encoder(path)
+    optical, sar, other = torch.randn(3, 2, 3, *SIZE, generator=torch.Generator().manual_seed(8))
+    with torch.no_grad():
+        maps, swapped = backbone(torch.cat([optical, sar], 1)), backbone(torch.cat([optical, other], 1))
+        tokens = encoder.encode({"optical": optical, "sar": sar}).tokens
+    assert [tuple(level.shape[1:]) for level in maps] == [(384, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
+    assert not torch.equal(maps[2].chunk(2, 1)[0], swapped[2].chunk(2, 1)[0])
+    if not norm_maps:
+        assert torch.equal(maps[2][1, 192:].flatten(1).T, tokens[3])
+
+
 @pytest.mark.parametrize("pyramid", [False, True])
 def test_a_fusing_encoder_sees_both_modalities_together(tmp_path: Path, pyramid: bool) -> None:
     path = encoder_file(tmp_path, fusion={}, pyramid=pyramid)

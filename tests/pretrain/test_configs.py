@@ -62,6 +62,7 @@ REDUCED = {
 FROM_ITPN = {
     *(f"codemae_hivit_base_{name}" for name in ("paper", "official", "ablation")),
     "mae_hivit_base",
+    "decur_hivit_base",
     "rigid_alignment_hivit_base",
 }
 ABLATIONS = {
