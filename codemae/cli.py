@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("target", metavar="RUN_OR_ENCODER", help="run folder, or anything `embed` takes")
     _add_index(analyze, required=True)
     analyze.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of report.html")
-    analyze.add_argument("--count", type=int, default=256, help="pairs to look at (256)")
+    analyze.add_argument(
+        "--count", type=int, default=256, help="pairs, or images of one modality, to look at (256)"
+    )
     analyze.add_argument("--size", type=int, help="side in pixels; the encoder's own when not given")
     analyze.add_argument(
         "--explain",

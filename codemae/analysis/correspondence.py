@@ -47,6 +47,18 @@ def without_place(tokens: Tensor) -> Tensor:
     return tokens - tokens.mean(dim=0)
 
 
+def mirror_grid(tokens: Tensor) -> Tensor:
+    """Tokens (B, N, D) of a square grid with its columns in reverse order.
+
+    Raises:
+        ValueError: The tokens are no square grid.
+    """
+    side = round(tokens.shape[1] ** 0.5)
+    if side * side != tokens.shape[1]:
+        raise ValueError(f"{tokens.shape[1]} tokens are no square grid")
+    return tokens.unflatten(1, (side, side)).flip(2).flatten(1, 2)
+
+
 def found_in_place(first: Tensor, second: Tensor, reach: int = 1) -> tuple[float, float]:
     """Share of patches whose nearest patch in the other image of the pair lies where it should.
 

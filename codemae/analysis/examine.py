@@ -6,7 +6,7 @@ from pathlib import Path
 from codemae.analysis.alignment import align
 from codemae.analysis.explanations import as_subject, explain
 from codemae.analysis.features import input_size
-from codemae.analysis.pairs import encode_sides, pair_tokens, read_pairs
+from codemae.analysis.pairs import encode_sides, modalities_of, pair_tokens, read_for, read_pairs
 from codemae.analysis.projection import projection_of
 from codemae.analysis.reconstruction import PictureGrid, reconstruction_grid
 from codemae.analysis.report import Report, display, read_metrics
@@ -45,14 +45,14 @@ def examine(
 ) -> Path:
     """Writes ``report.html`` about an encoder, or about a run with its pictures.
 
-    Of an encoder of one modality, what compares two is left out.
+    Of an encoder of one modality, or with an index without pairs, what compares two is left out.
 
     Args:
         target: A run folder, or what ``load_encoder`` takes.
-        folders: Index folders with pairs.
+        folders: Index folders.
         out: Where to write.
         split: One split only.
-        count: How many pairs to look at.
+        count: How many pairs to look at, or images of one modality.
         size: Side in pixels; the encoder's own when not given.
         with_map: Whether to fit the UMAP.
         explanations: Names of the further sections, of ``EXPLANATIONS``, or ``ALL``.
@@ -63,16 +63,18 @@ def examine(
     run = Path(target) if Path(target).is_dir() else None
     encoder = load_run_encoder(target)
     index = open_index(folders, split)
-    batch = read_pairs(index, count, size or input_size(encoder))
+    batch = read_for(encoder, index, count, size or input_size(encoder))
     sides = encode_sides(encoder, batch)
     pooled = {name: tokens.mean(dim=1) for name, tokens in sides.items()}
     spectra = {name: singular_spectrum(features) for name, features in pooled.items()}
     pairs = pair_tokens(sides, batch) if len(sides) == len(MODALITY_NAMES) else None
     alignment = align(pairs.optical, pairs.sar, pairs.similarity, centre=True) if pairs else None
 
-    shown = f"{len(batch)} pairs of {', '.join(map(str, folders))}."
-    if alignment is None:
+    shown = f"{len(batch)} {'pairs' if batch.paired else 'images'} of {', '.join(map(str, folders))}."
+    if len(modalities_of(encoder)) < len(MODALITY_NAMES):
         shown += f" The encoder takes {' and '.join(map(display, sides))} images only."
+    elif alignment is None:
+        shown += f" There are no pairs among them: {' and '.join(map(display, sides))} images only."
     report = Report(f"What {Path(target).name} learned", shown)
     if alignment:
         report.headline(pair_headline(pooled, alignment))
@@ -121,7 +123,7 @@ def picture_run(run: Path, index: Index, count: int = 4) -> PictureGrid | None:
 
 
 def picture_method(method: Method, index: Index, count: int = 4) -> PictureGrid | None:
-    """Reconstructions of a method; None where it reconstructs nothing.
+    """Reconstructions of a method; None where it reconstructs nothing, or there are no pairs.
 
     Args:
         method: In eval mode.
@@ -129,7 +131,7 @@ def picture_method(method: Method, index: Index, count: int = 4) -> PictureGrid 
         count: How many pairs.
     """
     reconstruct = getattr(method, "reconstruct", None)
-    if reconstruct is None:
+    if reconstruct is None or len(index.paired_rows) < 2:
         return None
     size = next(iter(method.views.values())).size
     batch = read_pairs(index, count, size, num_patches=method.views.num_patches)

@@ -1,7 +1,7 @@
 """Sections of a report that explain features: dimensions, saliency, bands, attention, correspondence."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
 from codemae.analysis.attention import attention_received
-from codemae.analysis.correspondence import found_in_place, match_patches, without_place
+from codemae.analysis.correspondence import found_in_place, match_patches, mirror_grid, without_place
 from codemae.analysis.dimensions import (
     SET_COLOURS,
     SETS,
@@ -24,7 +24,7 @@ from codemae.analysis.dimensions import (
     map_dimensions,
     split_dimensions,
 )
-from codemae.analysis.pairs import take_pairs
+from codemae.analysis.pairs import encode_sides, take_pairs
 from codemae.analysis.projection import Projection
 from codemae.analysis.report import Report, display, drawing
 from codemae.analysis.run_encoders import NotInThisEncoder
@@ -52,8 +52,8 @@ class Subject:
 
     Attributes:
         encoder: With ``forward`` to tokens and ``pooled``, in eval mode.
-        batch: Pairs.
-        tokens: Of the pairs, (B, N, D) by modality; one modality only where the encoder takes no other.
+        batch: Pairs, or images of one modality where the encoder takes no other or the index has no pairs.
+        tokens: Of them, (B, N, D) by modality.
         projection: What the run's method compares modalities by, where it is not the encoder's own features.
         features: (B, K) by modality: means of the tokens, projected where there is a projection.
         sets: Numbers of the dimensions in each set: ``SETS``, or ``ALL`` where there is one modality.
@@ -75,25 +75,30 @@ class Subject:
         """Sides of the pairs the encoder takes."""
         return tuple(self.tokens)
 
+    @property
+    def samples(self) -> str:
+        """What the batch holds: pairs or images."""
+        return "pairs" if len(self.tokens) > 1 else "images"
+
     def both(self) -> tuple[Tensor, Tensor]:
         """Features of both sides of the pairs that did not choose the sets.
 
         Raises:
-            NotInThisEncoder: The encoder takes one side only.
+            NotInThisEncoder: There is one side only.
         """
         self.need_both()
         return self.features["optical"][self.spent :], self.features["sar"][self.spent :]
 
     def need_both(self) -> None:
-        """Refuses an encoder of one modality.
+        """Refuses images of one modality.
 
         Raises:
-            NotInThisEncoder: It is one.
+            NotInThisEncoder: There are no others.
         """
         missing = [display(name) for name in MODALITY_NAMES if name not in self.tokens]
         if missing:
             raise NotInThisEncoder(
-                f"the encoder takes no {' and no '.join(missing)} images, and this compares both"
+                f"there are no {' and no '.join(missing)} images the encoder takes, and this compares both"
             )
 
     def unspent(self, count: int) -> Batch:
@@ -191,18 +196,18 @@ def add_bands(report: Report, subject: Subject, title: str) -> None:
     for modality in subject.modalities:
         images = batch.normalised(modality)
         shares = {
-            name: band_importance(subject.encoder, images, modality, score).mean(0)
+            name: torch.std_mean(100 * band_importance(subject.encoder, images, modality, score), dim=0)
             for name, score in subject.scores(modality).items()
         }
         for band in range(images.shape[1]):
-            cells = [f"{100 * float(shares[name][band]):.1f}%" for name in subject.sets]
+            cells = [f"{mean[band]:.1f} ± {std[band]:.1f}%" for std, mean in shares.values()]
             rows.append([f"{display(modality)} {band + 1}", *cells])
     report.section(title)
     report.table(
         ["band", *subject.sets],
         rows,
-        "Share of each band in the absolute integrated gradients from the mean image, over "
-        f"{len(batch)} pairs, of the mean of each set of dimensions. {subject.words}",
+        "Share of each band in the absolute integrated gradients from the mean image, of the mean of each "
+        f"set of dimensions; mean and deviation over {len(batch)} {subject.samples}. {subject.words}",
     )
 
 
@@ -217,23 +222,38 @@ def add_attention(report: Report, subject: Subject, title: str) -> None:
 
 
 def add_correspondence(report: Report, subject: Subject, title: str) -> None:
-    """Patches of one modality that find their partners in the other."""
-    subject.need_both()
-    tokens = {name: without_place(values) for name, values in subject.tokens.items()}
-    found, chance = found_in_place(tokens["optical"], tokens["sar"])
+    """Patches that find their partners: in the other modality or, where there is one, in the mirrored image.
+
+    CMID's figure matches two augmented views of an image, or two images of a class, by the third stage of its
+    encoder; here it is the last map, in which every patch has a known partner.
+    """
+    first, *others = subject.modalities
+    images = subject.batch.unit(first)
+    if others:
+        tokens, partners = subject.tokens[first], subject.tokens[others[0]]
+        pictures, names = (images, subject.batch.unit(others[0])), (display(first), display(others[0]))
+        other = f"{display(others[0])} image"
+    else:
+        mirrored = replace(subject.batch, images={first: subject.batch.images[first].flip(-1)})
+        tokens, partners = subject.tokens[first], encode_sides(subject.encoder, mirrored)[first]
+        pictures, names = (images, images.flip(-1)), (display(first), f"{display(first)}, mirrored")
+        other = "mirrored image"
+    tokens, partners = without_place(tokens), without_place(partners)
+    found, chance = found_in_place(tokens, partners if others else mirror_grid(partners))
     report.section(title)
-    pictures = {name: shown(subject.batch.unit(name)) for name in MODALITY_NAMES}
     with drawing(SHOWN_PAIRS, 2, height=3.4 * SHOWN_PAIRS, width=7.0) as (figure, axes):
         for row in range(SHOWN_PAIRS):
             left, right = axes[2 * row : 2 * row + 2]
-            _draw_matches(left, right, {name: value[row] for name, value in pictures.items()}, tokens, row)
+            for axis, picture, name in zip((left, right), pictures, names, strict=True):
+                _show(axis, shown(picture[row : row + 1])[0], name if row == 0 else "")
+            _draw_matches(left, right, tokens[row], partners[row], images.shape[-1])
     report.figure(
         figure,
-        "Lines join the twelve most similar pairs of patches that are each other's nearest in the other "
-        "modality's image, each modality's mean at each place taken away first. Over "
-        f"{len(subject.batch)} pairs, {found:.1%} of the optical patches find a SAR patch at most one patch "
-        f"from their own place; in the SAR image of another place, {chance:.1%} do.",
-        alt=f"Matches between optical and SAR patches; {found:.1%} in place, {chance:.1%} by chance",
+        f"Lines join the twelve most similar pairs of patches that are each other's nearest in the {other}, "
+        f"the mean at each place over all images of a side taken away first. Over {len(subject.batch)} "
+        f"{subject.samples}, {found:.1%} of the {display(first)} patches find a patch of the {other} at most "
+        f"one patch from the place that shows the same ground; in that of another place, {chance:.1%} do.",
+        alt=f"Matches between patches of two images; {found:.1%} in place, {chance:.1%} by chance",
     )
 
 
@@ -260,7 +280,9 @@ def explain(report: Report, subject: Subject, names: Sequence[str]) -> None:
         NotInThisEncoder: The encoder lacks what a section asked for by name needs.
     """
     if names and len(subject.batch) < LEAST_PAIRS:
-        raise ValueError(f"--explain needs at least {LEAST_PAIRS} pairs, the index gave {len(subject.batch)}")
+        raise ValueError(
+            f"--explain needs at least {LEAST_PAIRS} {subject.samples}, the index gave {len(subject.batch)}"
+        )
     for name, (title, add) in EXPLANATIONS.items():
         if name not in names and ALL not in names:
             continue
@@ -288,35 +310,26 @@ def _overlay(report: Report, batch: Batch, maps: Mapping[str, Tensor], title: st
                 side = round(maps[name].shape[1] ** 0.5)
                 small = maps[name][row].view(1, 1, side, side)
                 large = F.interpolate(small, size=picture.shape[:2], mode="bilinear")[0, 0]
-                for axis in (plain, coloured):
-                    axis.imshow(picture)
-                    axis.set_xticks([])
-                    axis.set_yticks([])
-                    axis.grid(visible=False)
+                _show(plain, picture, display(name) if row == 0 else "")
+                _show(coloured, picture)
                 coloured.imshow(large.detach().numpy(), cmap="magma", alpha=0.55)
-                if row == 0:
-                    plain.set_title(display(name))
     same = " The same places for both modalities." if len(maps) > 1 else ""
     report.figure(figure, f"{title}; bright is more.{same}", alt=title)
 
 
-def _draw_matches(
-    left: Axes, right: Axes, pictures: Mapping[str, np.ndarray], tokens: Mapping[str, Tensor], row: int
-) -> None:
-    matches = match_patches(tokens["optical"][row], tokens["sar"][row])
-    side = round(tokens["optical"].shape[1] ** 0.5)
-    for axis, name in ((left, "optical"), (right, "sar")):
-        axis.imshow(pictures[name])
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.grid(visible=False)
-        if row == 0:
-            axis.set_title(display(name))
-    patch = pictures["optical"].shape[0] / side
-    for first, second in zip(matches.first.tolist(), matches.second.tolist(), strict=True):
-        start, end = (
-            ((place % side + 0.5) * patch, (place // side + 0.5) * patch) for place in (first, second)
-        )
+def _show(axis: Axes, picture: np.ndarray, title: str = "") -> None:
+    axis.imshow(picture)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(visible=False)
+    axis.set_title(title)
+
+
+def _draw_matches(left: Axes, right: Axes, first: Tensor, second: Tensor, size: int) -> None:
+    matches, side = match_patches(first, second), round(len(first) ** 0.5)
+    patch = size / side
+    for one, other in zip(matches.first.tolist(), matches.second.tolist(), strict=True):
+        start, end = (((place % side + 0.5) * patch, (place // side + 0.5) * patch) for place in (one, other))
         line = ConnectionPatch(
             xyA=start, xyB=end, coordsA="data", coordsB="data", axesA=left, axesB=right, color="#d6588a", lw=1
         )

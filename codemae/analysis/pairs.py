@@ -1,6 +1,6 @@
 """Whole pairs of an index as one batch, and what an encoder makes of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +15,11 @@ from codemae.data.views import View, Views
 from codemae.modality import MODALITY_NAMES
 
 
-def whole_views(size: int, num_patches: int = 0) -> Views:
+def whole_views(size: int, num_patches: int = 0, modalities: Sequence[str] = tuple(MODALITY_NAMES)) -> Views:
     """One view a modality that shows the whole image: no random crop, no flip."""
     whole = {
         name: View(modality=name, size=size, scale=(1.0, 1.0), ratio=(1.0, 1.0), horizontal_flip=0.0)
-        for name in MODALITY_NAMES
+        for name in modalities
     }
     return Views(whole, num_patches=num_patches)
 
@@ -49,6 +49,38 @@ def read_pairs(index: Index, count: int, size: int, *, num_patches: int = 0, see
     return dataset.collate([dataset[draw] for draw in draws])
 
 
+def read_side(index: Index, modality: str, count: int, size: int, *, seed: int = 0) -> Batch:
+    """Reads up to ``count`` images of one modality, with or without a partner, as ``read_pairs`` does pairs.
+
+    Raises:
+        ValueError: The index holds fewer than two.
+    """
+    rows = index.rows_with(modality)
+    if len(rows) < 2:
+        raise ValueError(
+            f"{', '.join(index.folders)} holds {len(rows)} {modality} images, and at least two are needed; "
+            "name an index with images that the encoder takes"
+        )
+    chosen = [int(row) for row in np.random.default_rng(seed).permutation(rows)[:count]]
+    dataset = PairDataset(index, whole_views(size, modalities=[modality]), seed=seed)
+    sides = {f"{name}_row": -1 for name in MODALITY_NAMES}
+    draws = [Draw(epoch=0, repeat=0, paired=False, **(sides | {f"{modality}_row": row})) for row in chosen]
+    return dataset.collate([dataset[draw] for draw in draws])
+
+
+def read_for(encoder: nn.Module, index: Index, count: int, size: int) -> Batch:
+    """Pairs where the encoder takes both sides and the index has them; else images of one modality it takes.
+
+    Raises:
+        ValueError: The index holds fewer than two images of each modality the encoder takes.
+    """
+    known = modalities_of(encoder)
+    if len(known) == len(MODALITY_NAMES) and len(index.paired_rows) >= 2:
+        return read_pairs(index, count, size)
+    enough = [name for name in known if len(index.rows_with(name)) >= 2]
+    return read_side(index, (enough or known)[0], count, size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairTokens:
     """Tokens of both sides of pairs.
@@ -76,7 +108,10 @@ def modalities_of(encoder: nn.Module) -> tuple[str, ...]:
 
 @torch.no_grad()
 def encode_sides(encoder: nn.Module, batch: Batch, *, chunk: int = 16) -> dict[str, Tensor]:
-    """Tokens (B, N, D) of each side the encoder takes, in eval mode, ``chunk`` images at a time."""
+    """Tokens (B, N, D) of each side the batch has and the encoder takes, ``chunk`` images at a time.
+
+    The encoder is in eval mode meanwhile.
+    """
     training = encoder.training
     encoder.eval()
     device = next(encoder.parameters()).device
@@ -85,6 +120,7 @@ def encode_sides(encoder: nn.Module, batch: Batch, *, chunk: int = 16) -> dict[s
             [encoder(images.to(device), name).float().cpu() for images in batch.normalised(name).split(chunk)]
         )
         for name in modalities_of(encoder)
+        if name in batch.images
     }
     encoder.train(training)
     return tokens

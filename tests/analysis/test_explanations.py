@@ -7,14 +7,15 @@ import pytest
 import torch
 import toy
 import yaml
+from data_makers import make_labelled
 from torch import Tensor, nn
 
 from codemae.analysis import explanations
 from codemae.analysis.attention import attention_received
-from codemae.analysis.correspondence import found_in_place, match_patches, without_place
+from codemae.analysis.correspondence import found_in_place, match_patches, mirror_grid, without_place
 from codemae.analysis.dimensions import dimension_alignment, map_dimensions, split_dimensions
 from codemae.analysis.explanations import as_subject
-from codemae.analysis.pairs import encode_pairs, read_pairs
+from codemae.analysis.pairs import encode_pairs, read_for, read_pairs
 from codemae.analysis.projection import Projection
 from codemae.analysis.run_encoders import EncoderPair, NotInThisEncoder, load_run_encoder
 from codemae.analysis.saliency import band_importance, empty_share, grad_cam, integrated_gradients, overlap
@@ -290,11 +291,39 @@ def test_all_says_what_an_encoder_lacks_and_goes_on(tmp_path: Path, monkeypatch:
 def test_an_encoder_of_one_modality_is_explained_by_what_it_sees(tmp_path: Path) -> None:
     save_side(tmp_path / "sar.safetensors", "sar", 1)
     page = explained(tmp_path, str(tmp_path / "sar.safetensors"), "--explain", "all")
-    assert "The encoder takes SAR images only" in page and page.count("Not drawn") == 3
+    assert "The encoder takes SAR images only" in page and page.count("Not drawn") == 2
+    assert "of the mirrored image at most one patch" in page
     assert "<th>all</th>" in page and "Alignment of patches" not in page
     single = load_run_encoder(tmp_path / "sar.safetensors")
     with pytest.raises(ValueError, match="takes no optical images"):
         encode_pairs(single, read_pairs(open_index([tmp_path / "index"], None), 4, 32))
+
+
+def test_images_without_partners_are_explained_by_themselves(tmp_path: Path) -> None:
+    labelled = make_labelled(tmp_path / "labelled", sides=["optical"])
+    words = ["analyze", "random:hivit_tiny", "--data.index", str(labelled), "--size", "48", "--count", "6"]
+    assert main([*words, "--explain", "all", "--out", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "6 images of" in page and "There are no pairs among them: optical images only" in page
+    assert page.count("Not drawn: there are no SAR images the encoder takes") == 2
+    assert "of the mirrored image at most one patch" in page
+    assert "mean and deviation over 6 images" in page
+    save_side(tmp_path / "sar.safetensors", "sar", 1)
+    with pytest.raises(ValueError, match="holds 0 sar images, and at least two are needed"):
+        read_for(load_encoder(tmp_path / "sar.safetensors"), open_index([labelled], None), 4, 32)
+
+
+def test_the_partner_in_a_mirrored_image_is_known() -> None:
+    torch.manual_seed(0)
+    encoder, images = Linear(), torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        encoder.map.weight.copy_((encoder.map.weight + encoder.map.weight.flip(-1)) / 2)
+        tokens, mirrored = encoder(images, "optical"), encoder(images.flip(-1), "optical")
+    torch.testing.assert_close(mirror_grid(mirrored), tokens)
+    assert found_in_place(tokens, mirror_grid(mirrored), reach=0)[0] == 1.0
+    assert found_in_place(tokens, mirrored, reach=0)[0] < 0.5
+    with pytest.raises(ValueError, match="no square grid"):
+        mirror_grid(torch.zeros(1, 6, 2))
 
 
 def test_analyze_explains_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
