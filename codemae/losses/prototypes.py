@@ -22,14 +22,14 @@ def prototype_loss(
         q_i  = softmax((t_i - c) / teacher_temperature)
         loss = -1/R * sum_i sum_k q_ik log p_ik = 1/R * sum_i [H(q_i) + KL(q_i || p_i)]
 
-    The teacher's entropy H moves with its prototypes, so the loss may rise while student and teacher come to
-    agree (KL falls); at H = log K all prototypes have become alike.
+    The teacher's entropy H moves as it learns, so the loss may rise while student and teacher come to agree
+    (KL falls); at H = log K all places are alike to it and the assignments say nothing.
 
     Args:
-        student: (R, K).
-        teacher: (R, K), of the same places; receives no gradient.
-        center: (K,) or (1, K): what the teacher's similarities are on average. Taking it away keeps any one
-            prototype from attracting everything.
+        student: (..., K), R rows in all.
+        teacher: Of the same shape and places; receives no gradient.
+        center: What the teacher's similarities are on average, (K,) or what spreads over the rows. Taking it
+            away keeps any one prototype from attracting everything.
         student_temperature: tau_s.
         teacher_temperature: tau_t; smaller, so that the student is pulled to sharper assignments.
 
@@ -54,8 +54,8 @@ def moved_center(center: Tensor, mean_similarity: Tensor, momentum: float) -> Te
     """The centre after a step: momentum * centre + (1 - momentum) * mean over all ranks.
 
     Args:
-        center: (K,).
-        mean_similarity: (K,), the mean of this rank's teacher similarities in the step.
+        center: (..., K).
+        mean_similarity: Of the same shape, the mean of this rank's teacher similarities in the step.
         momentum: Share of the old centre.
     """
     return torch.lerp(distributed.all_reduce_mean(mean_similarity, differentiable=False), center, momentum)

@@ -186,12 +186,13 @@ class CMID(Method):
         map at N cells --> prototype head        --> the teacher's assignment of the nearest cells (local)
 
     The teacher, encoder and heads, is the moving average of the student; it gets no gradient, its norms see
-    batch statistics, and it is saved with the run but not exported. Queues and centre move in ``after_step``
+    batch statistics, and it is saved with the run but not exported. Queues and centres move in ``after_step``
     with what all ranks and micro-batches of the step saw.
 
     With both modalities, all branches treat every image by itself, so paired and unpaired batches are the
-    same to them; encoder, projector and prototypes are shared, while each modality has its own queue: to tell
-    a SAR image from optical ones needs no contrast.
+    same to them; encoder, projector and prototypes are shared, while each modality has its own queue and its
+    own centre: to tell a SAR image from optical ones needs no contrast, and with one centre for both the
+    assignments came to say little else than which of the two a cell is of.
 
     Differs from the authors' code: one forward for queue, distributed queue and BYOL alike, where theirs has
     three; optical, SAR or both, where theirs is optical alone. ``paper`` and ``official`` settings are
@@ -270,7 +271,7 @@ class CMID(Method):
                 dim, local.hidden_dim, local.bottleneck_dim, local.prototypes, batch_norm=local.batch_norm
             )
             teacher["prototype_head"] = copy.deepcopy(self.prototype_head)
-            self.register_buffer("center", torch.zeros(local.prototypes))
+            self.register_buffer("center", torch.zeros(len(modalities), local.prototypes))
         self.teacher = nn.ModuleDict(teacher).requires_grad_(False)
         with_global_batch_norm(self)
         # every rank fills its queues alike, so DDP need not send them along at each step
@@ -426,14 +427,16 @@ class CMID(Method):
                 mine, matched = matched_cells(first, second, grid, local.matches)
                 ours.append(gather_tokens(maps[place, number].flatten(2).transpose(1, 2), mine))
                 theirs.append(gather_tokens(targets[place, other].flatten(2).transpose(1, 2), matched))
-        student = self.prototype_head(torch.cat(ours).flatten(0, 1))
+        by_modality = (len(self.config.modalities), -1)
+        student = self.prototype_head(torch.cat(ours).flatten(0, 1)).unflatten(0, by_modality)
         with torch.no_grad():
             teacher = self.teacher["prototype_head"](torch.cat(theirs).flatten(0, 1))
-            seen["similarity"] = teacher.mean(0, keepdim=True)
+            teacher = teacher.unflatten(0, by_modality)
+            seen["similarity"] = teacher.mean(1)[None]
         return prototype_loss(
             student,
             teacher,
-            self.center,
+            self.center[:, None],
             student_temperature=local.student_temperature,
             teacher_temperature=teacher_temperature(local, progress.epoch),
         )
@@ -445,7 +448,7 @@ class CMID(Method):
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
-        """Moves the teacher towards the student, then the centre and the queues."""
+        """Moves the teacher towards the student, then the queues and the centres."""
         momentum = rising_momentum(progress.step - 1, progress.total_steps, self.config.ema_momentum)
         for name, module in self.teacher.items():
             follow(module, getattr(self, name), momentum)
