@@ -452,6 +452,15 @@ def test_shipped_rows_of_the_tables_differ_in_what_they_compare() -> None:
         "decur_without_decoupling": {"common": 1.0},
         "decur_without_intra": {"intra": False},
     }
+    changed = diff_configs(methods["decur"], to_dict(shipped("decur_rgb_elevation").method))
+    data = {key: value for key, _, value in changed if key not in ("common", "encoder.arch")}
+    assert set(data) == {f"encoder.channels.{name}" for name in PAIR} | {
+        "augment.sar.grayscale",
+        "augment.sar.blur",
+    }
+    for row in ("barlow_twins", "vicreg", "simclr", "clip"):
+        elevation = to_dict(shipped(f"cross_modal/{row}_rgb_elevation").method)
+        assert {key: value for key, _, value in diff_configs(methods[row], elevation)} == data
 
 
 @pytest.mark.parametrize(
